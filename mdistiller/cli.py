@@ -1,0 +1,35 @@
+"""What all command-line tools share: how they end when something is wrong."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+
+from mdistiller.errors import MdistillerError
+
+
+def exit_on_error(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorator for a tool's ``main``: a user's error becomes one line and an exit status.
+
+    Ctrl-C ends with status 130; warnings are shown as one line each.
+    """
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        warnings.showwarning = _show_warning
+        try:
+            main()
+        except MdistillerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,56 @@
+"""Data sets: :func:`get_dataset` gives the loaders that a configuration asks for.
+
+To add one, register a function of the configuration under a name::
+
+    @dataset_dict.register("my_set")
+    def get_my_set(cfg):
+        return train_loader, val_loader, num_data, num_classes
+
+with two :class:`Loader` objects, for instance two :class:`ArrayLoader`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import cifar100, digits, fashion_mnist, imagenet, tiny_imagenet  # noqa: F401 (registers)
+from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
+from ._contrastive import ContrastiveSampler, ContrastiveSettings
+from ._folder import FolderLoader, folder_loaders
+from ._loader import Loader
+from ._registry import dataset_dict
+
+__all__ = [
+    "ArrayLoader",
+    "ContrastiveSampler",
+    "ContrastiveSettings",
+    "FolderLoader",
+    "ImageArray",
+    "Loader",
+    "Recipe",
+    "array_loaders",
+    "dataset_dict",
+    "folder_loaders",
+    "get_dataset",
+]
+
+
+def get_dataset(cfg: Any) -> tuple[Loader, Loader, int, int]:
+    """The loaders of ``cfg.DATASET.TYPE``.
+
+    Sets in memory (cifar100, fashion_mnist, digits) live on ``SOLVER.DEVICE`` and use no worker
+    processes, so ``DATASET.NUM_WORKERS`` has no effect on them. A batch size beyond the number
+    of images gives one batch with all of them.
+
+    Args:
+        cfg: reads DATASET, SOLVER.BATCH_SIZE, SOLVER.DEVICE, EXPERIMENT.SEED, DISTILLER.TYPE
+            and, for a contrastive distiller, CRD.MODE and CRD.NCE.K.
+
+    Returns:
+        (train_loader, val_loader, number of training images, number of classes).
+
+    Raises:
+        UnknownNameError: no such data set.
+        DataError: the data are missing or damaged.
+    """
+    return dataset_dict[cfg.DATASET.TYPE](cfg)

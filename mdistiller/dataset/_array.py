@@ -1,0 +1,173 @@
+"""Image sets that fit in memory, augmented a batch at a time on the device of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mdistiller.device import resolve_device
+from mdistiller.errors import DataError
+
+from ._contrastive import ContrastiveSettings, contrastive_settings
+from ._loader import Loader
+
+
+class ImageArray(Dataset):
+    """Images and labels as two tensors in memory.
+
+    Args:
+        images: [N, 3, H, W] uint8.
+        targets: class labels [N].
+        num_classes: the labels lie in 0..num_classes - 1.
+        padding: width of a black border that is kept in memory around each image, for crops.
+
+    Raises:
+        DataError: no images, labels out of range, or shapes and types other than these.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor, num_classes: int, padding: int = 0) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise DataError(
+                f"images must be uint8 [N, 3, H, W], not {images.dtype} {list(images.shape)}"
+            )
+        if len(images) == 0 or targets.shape != images.shape[:1]:
+            raise DataError(f"{len(images)} images do not go with {targets.numel()} labels")
+        _check_labels(targets, num_classes)
+        self.targets = targets.long()
+        self.num_classes = num_classes
+        self.padding = padding
+        self.padded = F.pad(images, [padding] * 4).contiguous()
+
+    @property
+    def images(self) -> Tensor:
+        """The images [N, 3, H, W] uint8 without the border (a view)."""
+        height, width = self.padded.shape[2:]
+        p = self.padding
+        return self.padded[:, :, p : height - p, p : width - p]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image [3, H, W] uint8 and label at ``index``, not augmented."""
+        return self.images[index], int(self.targets[index])
+
+
+def _check_labels(targets: Tensor, num_classes: int) -> None:
+    wrong = torch.nonzero((targets < 0) | (targets >= num_classes))
+    if len(wrong):
+        position = int(wrong[0])
+        raise DataError(
+            f"label {int(targets[position])} of image {position} is out of range: "
+            f"this data set has the labels 0..{num_classes - 1}"
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an image is prepared: its channels' mean and deviation (of values in 0..1), flips."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip: bool
+
+
+class ArrayLoader(Loader):
+    """A :class:`Loader` of an :class:`ImageArray` whose batches are made on ``device``.
+
+    Equals torchvision's RandomCrop(padding), RandomHorizontalFlip, ToTensor, Normalize, image
+    by image, but for the source of the random numbers. They are drawn on the CPU, so that
+    every device sees the same images. No worker processes are used.
+
+    Args:
+        dataset: its ``padding`` is the largest shift of the random crops.
+        recipe: normalisation, and whether to flip.
+        device: where the images and the batches live.
+        batch_size, train, seed, contrast: as in :class:`Loader`.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageArray,
+        batch_size: int,
+        *,
+        recipe: Recipe,
+        device: torch.device,
+        train: bool,
+        seed: int = 0,
+        contrast: ContrastiveSettings | None = None,
+    ) -> None:
+        super().__init__(dataset, batch_size, train=train, seed=seed, contrast=contrast)
+        self.device = device
+        self._flip = recipe.flip
+        self._pixels = dataset.padded.to(device).flatten()
+        self._targets = dataset.targets.to(device)
+        self._windows = _windows(dataset).to(device)
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (recipe.mean, recipe.std))
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self._scale = (1 / (255 * std)).float().view(3, 1, 1).to(device)
+        self._shift = (-mean / std).float().view(3, 1, 1).to(device)
+
+    def _batches(
+        self, epoch: int, order: Tensor, start_batch: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        corner, flip = self._draw(epoch, order)
+        order = order.to(self.device)
+        shape = self.dataset.images.shape[1:]
+        for start in range(start_batch * self.batch_size, len(order), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            index = order[batch]
+            window = self._windows.index_select(0, flip[batch]).add_(corner[batch, None])
+            pixels = self._pixels.index_select(0, window.flatten())
+            image = pixels.view(-1, *shape).float().mul_(self._scale).add_(self._shift)
+            yield image, self._targets.index_select(0, index), index
+
+    def _draw(self, epoch: int, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each image of an epoch: the first pixel of its crop, and whether to flip (0 or 1)."""
+        channels, height, width = self.dataset.padded.shape[1:]
+        padding = self.dataset.padding
+        down = right = torch.full_like(order, padding)
+        flip = torch.zeros_like(order)
+        if self.train:
+            rng = self._generator(epoch, "crop")
+            down, right = torch.randint(2 * padding + 1, (2, len(order)), generator=rng)
+            if self._flip:
+                rng = self._generator(epoch, "flip")
+                flip = torch.randint(2, (len(order),), generator=rng)
+        corner = order * (channels * height * width) + down * width + right
+        return corner.to(self.device), flip.to(self.device)
+
+
+def _windows(dataset: ImageArray) -> Tensor:
+    """Where the pixels of a crop lie relative to its first one: plain and mirrored [2, 3*H*W]."""
+    padded_height, padded_width = dataset.padded.shape[2:]
+    channels, height, width = dataset.images.shape[1:]
+    channel = torch.arange(channels).view(-1, 1, 1) * (padded_height * padded_width)
+    plain = channel + torch.arange(height).view(-1, 1) * padded_width + torch.arange(width)
+    return torch.stack([plain.flatten(), plain.flip(-1).flatten()])
+
+
+def array_loaders(
+    cfg: Any, train: ImageArray, val: ImageArray, recipe: Recipe
+) -> tuple[ArrayLoader, ArrayLoader, int, int]:
+    """What ``get_dataset`` returns, for two sets in memory."""
+    device, seed = resolve_device(cfg.SOLVER.DEVICE), cfg.EXPERIMENT.SEED
+    train_loader = ArrayLoader(
+        train,
+        cfg.SOLVER.BATCH_SIZE,
+        recipe=recipe,
+        device=device,
+        train=True,
+        seed=seed,
+        contrast=contrastive_settings(cfg),
+    )
+    val_loader = ArrayLoader(
+        val, cfg.DATASET.TEST.BATCH_SIZE, recipe=recipe, device=device, train=False, seed=seed
+    )
+    return train_loader, val_loader, len(train), train.num_classes

@@ -1,0 +1,151 @@
+"""Image sets in folders, one per class, read and transformed by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.datasets import ImageFolder
+
+from mdistiller.device import resolve_device
+from mdistiller.errors import DataError
+from mdistiller.seeding import derive_seed
+
+from ._contrastive import ContrastiveSettings, contrastive_settings
+from ._loader import Loader
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class FolderLoader(Loader):
+    """A :class:`Loader` of images in folders; its batches are on the CPU.
+
+    The transform of each image runs under a seed of its own, made of (seed, stream, epoch,
+    index): the result is the same for any number of workers.
+
+    Args:
+        dataset: an image folder with the transform to apply.
+        num_workers: processes that read images; 0 reads them in this one.
+        pin_memory: make the batches fast to copy to a CUDA device.
+        batch_size, train, seed, contrast: as in :class:`Loader`.
+
+    Raises:
+        DataError: while iterating, for an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageFolder,
+        batch_size: int,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+        train: bool,
+        seed: int = 0,
+        contrast: ContrastiveSettings | None = None,
+    ) -> None:
+        super().__init__(dataset, batch_size, train=train, seed=seed, contrast=contrast)
+        self.num_workers = num_workers
+        self._pin_memory = pin_memory
+
+    def _batches(
+        self, epoch: int, order: Tensor, start_batch: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        rest = order[start_batch * self.batch_size :]
+        batches = DataLoader(
+            _SeededPass(self.dataset, (self.seed, self.name, epoch, "transform")),
+            batch_sampler=[part.tolist() for part in rest.split(self.batch_size) if len(part)],
+            num_workers=self.num_workers,
+            pin_memory=self._pin_memory,
+            collate_fn=_collate,
+            # Without one of its own, a DataLoader would draw from the global generator.
+            generator=self._generator(epoch, "workers"),
+        )
+        for batch in batches:
+            if isinstance(batch, _Unreadable):
+                raise DataError(f"{batch.path}: cannot be read as an image ({batch.reason})")
+            yield tuple(batch)
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """Takes the place of an image: an exception from a worker would arrive as a traceback."""
+
+    path: str
+    reason: str
+
+
+class _SeededPass(Dataset):
+    """The items (image, target, index) of one pass over an image folder."""
+
+    def __init__(self, folder: ImageFolder, seed_names: tuple[Any, ...]) -> None:
+        self.folder = folder
+        self.seed_names = seed_names
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | _Unreadable:
+        path, target = self.folder.samples[index]
+        try:
+            image = self.folder.loader(path)
+        except Exception as error:  # a damaged file can make a decoder raise anything
+            return _Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
+        with _torch_seed(derive_seed(*self.seed_names, index)):
+            return self.folder.transform(image), target, index
+
+
+@contextmanager
+def _torch_seed(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator, which torchvision draws from, for a while."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+def _collate(items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
+    broken = [item for item in items if isinstance(item, _Unreadable)]
+    return broken[0] if broken else default_collate(items)
+
+
+def _open_folder(folder: Path, transform: Transform) -> ImageFolder:
+    try:
+        return ImageFolder(folder, transform=transform)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder}: not a folder of images by class ({reason})") from None
+
+
+def folder_loaders(
+    cfg: Any, root: Path, train_transform: Transform, val_transform: Transform
+) -> tuple[FolderLoader, FolderLoader, int, int]:
+    """What ``get_dataset`` returns, for ``root/train`` and ``root/val``.
+
+    Raises:
+        DataError: a folder is missing or empty, or the two have different classes.
+    """
+    train = _open_folder(root / "train", train_transform)
+    val = _open_folder(root / "val", val_transform)
+    differing = sorted(set(train.classes) ^ set(val.classes))
+    if differing:
+        raise DataError(
+            f"{root}: train and val must have the same classes; {differing[0]!r} is in one only"
+        )
+    shared = {
+        "num_workers": cfg.DATASET.NUM_WORKERS,
+        "pin_memory": resolve_device(cfg.SOLVER.DEVICE).type == "cuda",
+        "seed": cfg.EXPERIMENT.SEED,
+    }
+    contrast = contrastive_settings(cfg, with_replacement=True)
+    train_loader = FolderLoader(
+        train, cfg.SOLVER.BATCH_SIZE, train=True, contrast=contrast, **shared
+    )
+    val_loader = FolderLoader(val, cfg.DATASET.TEST.BATCH_SIZE, train=False, **shared)
+    return train_loader, val_loader, len(train), len(train.classes)

@@ -1,0 +1,130 @@
+"""What all loaders share: epochs, named random streams, skipping, contrastive samples."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mdistiller.seeding import generator
+
+from ._contrastive import ContrastiveSampler, ContrastiveSettings
+
+
+class Loader(ABC):
+    """Batches of a data set, a pure function of (seed, stream name, epoch).
+
+    A training loader shuffles and yields ``(image, target, index)``, or
+    ``(image, target, index, contrastive_index)`` where asked to; any other keeps the order
+    of the data set and yields ``(image, target)``:
+
+    * ``image`` [B, 3, H, W] float32, normalised; ``target`` [B] int64, the class labels;
+    * ``index`` [B] int64, the images' positions in the data set;
+    * ``contrastive_index`` [B, K + 1] int64, the positive's position and K negatives'.
+
+    The last batch of an epoch may be smaller; none is left out. A batch size beyond the size of
+    the data set gives one batch with everything. Each pass takes the next epoch, counted
+    from 1, unless :meth:`set_epoch` says otherwise. The global random generators are not used.
+
+    Args:
+        dataset: has ``len()`` and ``targets`` [N] int64.
+        batch_size: images per batch, at least 1.
+        train: shuffle, augment and yield the index.
+        seed: of the run (``EXPERIMENT.SEED``).
+        contrast: settings for contrastive samples; None if the run needs none.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        contrast: ContrastiveSettings | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.train = train
+        self.seed = seed
+        self.name = "train" if train else "val"
+        self._contrast = contrast
+        self._sampler = self._make_sampler() if contrast else None
+        self._next_epoch = 1
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self.iterate()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` (counted from 1) the epoch of the next pass."""
+        self._next_epoch = epoch
+
+    def stream(self, name: str, batch_size: int | None = None, contrastive: bool = False) -> Loader:
+        """A loader over the same data, in memory once, with a random stream of its own.
+
+        Args:
+            name: of the stream; the main one is "train".
+            batch_size: None stands for this loader's.
+            contrastive: yield contrastive indices too; needs a run that has settings for them.
+        """
+        other = copy.copy(self)
+        other.name = name
+        other.batch_size = self.batch_size if batch_size is None else batch_size
+        other._sampler = (self._sampler or self._make_sampler()) if contrastive else None
+        other._next_epoch = 1
+        return other
+
+    def iterate(self, start_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """One pass from batch ``start_batch`` on; what is skipped costs no work.
+
+        Raises:
+            ValueError: ``start_batch`` is negative or greater than the number of batches.
+        """
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"start_batch must lie in 0..{len(self)}, not {start_batch}")
+        epoch = self._next_epoch
+        self._next_epoch += 1
+        return self._run(epoch, start_batch)
+
+    def _run(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, ...]]:
+        order = self._order(epoch)
+        batches = self._batches(epoch, order, start_batch)
+        for number, (image, target, index) in enumerate(batches, start_batch):
+            if not self.train:
+                yield image, target
+            elif self._sampler is None:
+                yield image, target, index
+            else:
+                # From the order, not from index, which may be on another device.
+                rows = order[number * self.batch_size :][: self.batch_size]
+                drawn = self._sampler.sample(rows, self.seed, self.name, epoch, "contrast", number)
+                yield image, target, index, drawn.to(index.device)
+
+    def _order(self, epoch: int) -> Tensor:
+        total = len(self.dataset)
+        if not self.train:
+            return torch.arange(total)
+        return torch.randperm(total, generator=self._generator(epoch, "order"))
+
+    def _generator(self, epoch: int, purpose: str) -> torch.Generator:
+        return generator(self.seed, self.name, epoch, purpose)
+
+    def _make_sampler(self) -> ContrastiveSampler:
+        if self._contrast is None:
+            raise ValueError("contrastive=True needs a loader that was built with settings for it")
+        targets: Any = self.dataset.targets
+        return ContrastiveSampler(torch.as_tensor(targets), self._contrast)
+
+    @abstractmethod
+    def _batches(
+        self, epoch: int, order: Tensor, start_batch: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(image, target, index) of each batch of ``order`` [N] (on the CPU) from one on."""

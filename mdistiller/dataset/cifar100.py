@@ -1,0 +1,72 @@
+"""CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32x32 pixels, 100 classes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.datasets import CIFAR100
+from torchvision.datasets.utils import check_integrity
+
+from mdistiller.download import fetch, unpack
+from mdistiller.errors import DataError
+
+from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
+from ._registry import dataset_dict
+
+RECIPE = Recipe(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), flip=True)
+
+
+@dataset_dict.register("cifar100")
+def get_cifar100(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
+    """Loaders of CIFAR-100 from ``DATASET.ROOT``, where it is downloaded to if it is missing.
+
+    Raises:
+        DataError: the data are missing and cannot be downloaded, or they are corrupt.
+    """
+    root = Path(cfg.DATASET.ROOT).expanduser()
+    train, val = _load(root, train=True, padding=4), _load(root, train=False, padding=0)
+    return array_loaders(cfg, train, val, RECIPE)
+
+
+def _load(root: Path, train: bool, padding: int) -> ImageArray:
+    try:
+        raw = _open(root, train)
+    except RuntimeError:  # missing, or not what the checksums say
+        _provide(root)
+        try:
+            raw = _open(root, train)
+        except RuntimeError:
+            raise DataError(
+                f"{root / CIFAR100.base_folder}: corrupt, although {CIFAR100.filename} is intact; "
+                "delete the folder and try again"
+            ) from None
+    images = torch.from_numpy(raw.data).permute(0, 3, 1, 2)
+    return ImageArray(images, torch.tensor(raw.targets), num_classes=100, padding=padding)
+
+
+def _open(root: Path, train: bool) -> CIFAR100:
+    with warnings.catch_warnings():
+        # numpy >= 2.4 dislikes how the numpy of 2009 wrote the files.
+        warnings.filterwarnings("ignore", message=r"dtype\(\): align")
+        return CIFAR100(root, train=train, download=False)
+
+
+def _provide(root: Path) -> None:
+    """Unpack the archive, after a download where it is missing."""
+    archive = root / CIFAR100.filename
+    if not archive.exists():
+        try:
+            fetch(CIFAR100.url, archive)
+        except DataError as error:
+            raise DataError(
+                f"cifar100 is not in DATASET.ROOT ({root}), and downloading it failed "
+                f"({error}); put {CIFAR100.filename} there"
+            ) from None
+    if not check_integrity(archive, CIFAR100.tgz_md5):
+        raise DataError(
+            f"{archive}: corrupt (wrong MD5 checksum); delete it to have it downloaded again"
+        )
+    unpack(archive, root)

@@ -1,0 +1,35 @@
+"""The choice of the device a run computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from mdistiller.errors import ConfigError
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name``; "auto" takes cuda, then mps, then cpu.
+
+    Raises:
+        ConfigError: the name is no device, or this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"SOLVER.DEVICE {name!r} is not a device; use auto, cpu, cuda, cuda:N or mps"
+        ) from None
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        raise ConfigError(f"SOLVER.DEVICE {name!r} is not available on this machine; use auto")
+    return device

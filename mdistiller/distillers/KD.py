@@ -1,0 +1,44 @@
+"""Distilling the Knowledge in a Neural Network (Hinton et al., arXiv:1503.02531)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._base import Distiller
+
+
+def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the softened predictions, times the squared temperature.
+
+    Args:
+        logits_student, logits_teacher: [B, C].
+        temperature: softens both distributions; the square keeps the gradient's size.
+
+    Returns:
+        Scalar, the mean over the batch.
+    """
+    log_p_student = F.log_softmax(logits_student / temperature, dim=1)
+    p_teacher = F.softmax(logits_teacher / temperature, dim=1)
+    divergence = F.kl_div(log_p_student, p_teacher, reduction="batchmean")
+    return divergence * temperature**2
+
+
+class KD(Distiller):
+    """Cross-entropy plus :func:`kd_loss`, with the weights of ``cfg.KD``."""
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        self.temperature = cfg.KD.TEMPERATURE
+        self.ce_loss_weight = cfg.KD.LOSS.CE_WEIGHT
+        self.kd_loss_weight = cfg.KD.LOSS.KD_WEIGHT
+
+    def forward_train(self, image, target, **kwargs):
+        logits_student, _ = self.student(image)
+        logits_teacher, _ = self.forward_teacher(image)
+        losses = {
+            "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
+            "loss_kd": self.kd_loss_weight
+            * kd_loss(logits_student, logits_teacher, self.temperature),
+        }
+        return logits_student, losses

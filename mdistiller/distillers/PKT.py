@@ -1,0 +1,53 @@
+"""Learning Deep Representations with Probabilistic Knowledge Transfer (arXiv:1803.10837)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._base import Distiller
+
+
+def _neighbour_probabilities(feature: Tensor, eps: float) -> Tensor:
+    """Rows [B, B] that sum to 1: cosine similarity of each sample with all, moved to [0, 1]."""
+    norm = feature.norm(dim=1, keepdim=True)
+    # At a zero row the true slope is 1 / eps, which would throw the weights far away: none there.
+    direction = torch.where(norm > 0, feature, feature.detach()) / (norm + eps)
+    similarity = (direction @ direction.t() + 1) / 2
+    return similarity / similarity.sum(dim=1, keepdim=True)
+
+
+def pkt_loss(f_s: Tensor, f_t: Tensor, eps: float = 1e-7) -> Tensor:
+    """Mean over all pairs of the KL divergence of the students' neighbourhood probabilities.
+
+    Args:
+        f_s, f_t: features [B, D_s] and [B, D_t]; further dimensions are flattened.
+        eps: added to norms and probabilities.
+
+    Returns:
+        Scalar.
+    """
+    p_s, p_t = (_neighbour_probabilities(f.flatten(1), eps) for f in (f_s, f_t))
+    return (p_t * torch.log((p_t + eps) / (p_s + eps))).mean()
+
+
+class PKT(Distiller):
+    """Probabilistic transfer of the pooled features, with the weights of ``cfg.PKT``.
+
+    Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`pkt_loss`.
+    """
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        self.ce_loss_weight = cfg.PKT.LOSS.CE_WEIGHT
+        self.feat_loss_weight = cfg.PKT.LOSS.FEAT_WEIGHT
+
+    def forward_train(self, image, target, **kwargs):
+        logits, feature_s = self.student(image)
+        _, feature_t = self.forward_teacher(image)
+        losses = {
+            "loss_ce": self.ce_loss_weight * self.cross_entropy(logits, target),
+            "loss_kd": self.feat_loss_weight
+            * pkt_loss(feature_s["pooled_feat"], feature_t["pooled_feat"]),
+        }
+        return logits, losses

@@ -1,0 +1,195 @@
+"""Distilling Knowledge via Knowledge Review (Chen et al., arXiv:2104.09044)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdistiller.errors import ConfigError
+
+from ._base import Distiller
+from ._common import (
+    as_map,
+    count,
+    image_size,
+    need_argument,
+    need_feature,
+    probe,
+    warmup_factor,
+)
+
+
+def hcl_loss(fstudent: Sequence[Tensor], fteacher: Sequence[Tensor]) -> Tensor:
+    """Hierarchical context loss: mean squared differences of maps and of their pooled versions.
+
+    Pooled to 4, 2 and 1 (what is smaller than the map) with the weights 1/2, 1/4, ... in turn;
+    divided by the sum of all weights, and summed over the stages.
+
+    Args:
+        fstudent, fteacher: one map [B, C, H, W] per stage, of equal shapes.
+
+    Returns:
+        Scalar.
+    """
+    return sum(_single_stage_hcl(f_s, f_t) for f_s, f_t in zip(fstudent, fteacher, strict=False))
+
+
+def _single_stage_hcl(f_s: Tensor, f_t: Tensor) -> Tensor:
+    loss = F.mse_loss(f_s, f_t)
+    weight = total = 1.0
+    for size in (4, 2, 1):
+        if size >= f_s.shape[2]:
+            continue
+        weight /= 2
+        total += weight
+        pooled_s, pooled_t = (F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t))
+        loss = loss + weight * F.mse_loss(pooled_s, pooled_t)
+    return loss / total
+
+
+def _resize(x: Tensor, size: int) -> Tensor:
+    return F.interpolate(x, (size, size), mode="nearest")
+
+
+class ABF(nn.Module):
+    """Attention-based fusion of a student map with what was reviewed in deeper stages.
+
+    Args:
+        in_channel, mid_channel, out_channel: channels of the map, of the review, and of the
+            teacher's map.
+        fuse: whether there is a deeper stage.
+    """
+
+    def __init__(self, in_channel: int, mid_channel: int, out_channel: int, fuse: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(in_channel, mid_channel, kernel_size=1, bias=False),
+            nn.BatchNorm2d(mid_channel),
+        )
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(mid_channel, out_channel, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channel),
+        )
+        self.att_conv = None
+        if fuse:
+            self.att_conv = nn.Sequential(nn.Conv2d(2 * mid_channel, 2, kernel_size=1), nn.Sigmoid())
+        nn.init.kaiming_uniform_(self.conv1[0].weight, a=1)
+        nn.init.kaiming_uniform_(self.conv2[0].weight, a=1)
+
+    def forward(
+        self, x: Tensor, review: Tensor | None, shape: int, out_shape: int
+    ) -> tuple[Tensor, Tensor]:
+        """The map for the teacher's stage, of size ``out_shape``, and the review to pass on.
+
+        Args:
+            x: student map [B, in_channel, H, W].
+            review: what the deeper stage passed on; None for the deepest.
+            shape: the height and width of ``x``.
+        """
+        x = self.conv1(x)
+        if self.att_conv is not None:
+            review = _resize(review, shape)
+            share = self.att_conv(torch.cat([x, review], dim=1))
+            x = x * share[:, :1] + review * share[:, 1:]
+        resized = x if x.shape[-1] == out_shape else _resize(x, out_shape)
+        return self.conv2(resized), x
+
+
+_LAYOUT = ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS")
+
+
+class ReviewKD(Distiller):
+    """Knowledge review, with the settings of ``cfg.REVIEWKD``; needs ``epoch``.
+
+    Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`hcl_loss`
+    times a factor that rises from 1 / WARMUP_EPOCHS to 1 in the first WARMUP_EPOCHS epochs. The
+    fusion modules ``abfs`` (deepest stage first) are trained too.
+
+    SHAPES and OUT_SHAPES (student's and teacher's map sizes, deepest first), IN_CHANNELS and
+    OUT_CHANNELS (shallowest first) describe the stages, the pooled feature being the deepest.
+    Each that is left at its default is read off the networks, which are paired from the deepest
+    stage on.
+
+    Raises:
+        ConfigError: a network lacks the features before activation that it is asked for, or the
+            four lists do not fit together.
+    """
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        self.ce_loss_weight = cfg.REVIEWKD.CE_WEIGHT
+        self.reviewkd_loss_weight = cfg.REVIEWKD.REVIEWKD_WEIGHT
+        self.warmup_epochs = cfg.REVIEWKD.WARMUP_EPOCHS
+        self.stu_preact = cfg.REVIEWKD.STU_PREACT
+        layout = self._layout(cfg)
+        self.shapes, self.out_shapes = layout["SHAPES"], layout["OUT_SHAPES"]
+        in_channels, out_channels = layout["IN_CHANNELS"], layout["OUT_CHANNELS"]
+        mid_channel = min(cfg.REVIEWKD.MAX_MID_CHANNEL, in_channels[-1])
+        abfs = [
+            ABF(c_in, mid_channel, c_out, fuse=i < len(in_channels) - 1)
+            for i, (c_in, c_out) in enumerate(zip(in_channels, out_channels, strict=True))
+        ]
+        self.abfs = nn.ModuleList(abfs[::-1])
+
+    def _layout(self, cfg) -> dict[str, list[int]]:
+        """The four lists, as configured or else inferred."""
+        from mdistiller.engine.cfg import CFG  # the engine imports the distillers
+
+        given = {key: list(cfg.REVIEWKD[key]) for key in _LAYOUT}
+        inferred = [key for key in _LAYOUT if given[key] == list(CFG.REVIEWKD[key])]
+        if inferred:
+            size = image_size(cfg)
+            maps_s = self._student_maps(probe(self.student, size))
+            maps_t = self._teacher_maps(probe(self.teacher, size))
+            explicit = [len(given[key]) for key in _LAYOUT if key not in inferred]
+            n = min([len(maps_s), len(maps_t), *explicit])
+            read = {
+                "SHAPES": [f.shape[2] for f in maps_s[: -n - 1 : -1]],
+                "OUT_SHAPES": [f.shape[2] for f in maps_t[: -n - 1 : -1]],
+                "IN_CHANNELS": [f.shape[1] for f in maps_s[-n:]],
+                "OUT_CHANNELS": [f.shape[1] for f in maps_t[-n:]],
+            }
+            given.update({key: read[key] for key in inferred})
+        lengths = {key: len(values) for key, values in given.items()}
+        if len(set(lengths.values())) > 1 or 0 in lengths.values():
+            raise ConfigError(f"REVIEWKD: these lists must have one entry per stage: {lengths}")
+        return given
+
+    def _student_maps(self, features) -> list[Tensor]:
+        key = "preact_feats" if self.stu_preact else "feats"
+        maps = need_feature(features, key, self.student, "REVIEWKD")
+        return [*maps, as_map(features["pooled_feat"])]
+
+    def _teacher_maps(self, features) -> list[Tensor]:
+        maps = need_feature(features, "preact_feats", self.teacher, "REVIEWKD")
+        return [*maps[1:], as_map(features["pooled_feat"])]
+
+    def get_learnable_parameters(self):
+        return super().get_learnable_parameters() + list(self.abfs.parameters())
+
+    def get_extra_parameters(self):
+        return count(self.abfs.parameters())
+
+    def review(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps to compare with the teacher's, shallowest first, from the student's likewise."""
+        results, passed_on = [], None
+        stages = zip(self.abfs, reversed(maps), self.shapes, self.out_shapes, strict=False)
+        for abf, x, shape, out_shape in stages:
+            result, passed_on = abf(x, passed_on, shape, out_shape)
+            results.insert(0, result)
+        return results
+
+    def forward_train(self, image, target, **kwargs):
+        factor = warmup_factor(need_argument(kwargs, "epoch", "REVIEWKD"), self.warmup_epochs)
+        logits, feature_s = self.student(image)
+        _, feature_t = self.forward_teacher(image)
+        reviewed = self.review(self._student_maps(feature_s))
+        maps_t = self._teacher_maps(feature_t)[-len(reviewed) :]
+        losses = {
+            "loss_ce": self.ce_loss_weight * self.cross_entropy(logits, target),
+            "loss_kd": self.reviewkd_loss_weight * factor * hcl_loss(reviewed, maps_t),
+        }
+        return logits, losses

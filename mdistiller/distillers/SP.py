@@ -1,0 +1,52 @@
+"""Similarity-Preserving Knowledge Distillation (Tung & Mori, arXiv:1907.09682)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._base import Distiller
+
+
+def _similarity(feature: Tensor) -> Tensor:
+    """Rows [B, B] of unit length: inner products of each sample of ``feature`` with all."""
+    flat = feature.flatten(1)
+    return F.normalize(flat @ flat.t())
+
+
+def sp_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference of the batch similarity matrices, summed over the stages.
+
+    Args:
+        g_s, g_t: one feature [B, ...] per stage. Where one list is longer, its surplus at the
+            end is not used.
+
+    Returns:
+        Shape [1].
+    """
+    pairs = zip(g_s, g_t, strict=False)
+    return sum(F.mse_loss(_similarity(f_s), _similarity(f_t)) for f_s, f_t in pairs).reshape(1)
+
+
+class SP(Distiller):
+    """Similarity preservation in the last map, with the weights of ``cfg.SP``.
+
+    Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`sp_loss`.
+    """
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        self.ce_loss_weight = cfg.SP.LOSS.CE_WEIGHT
+        self.feat_loss_weight = cfg.SP.LOSS.FEAT_WEIGHT
+
+    def forward_train(self, image, target, **kwargs):
+        logits, feature_s = self.student(image)
+        _, feature_t = self.forward_teacher(image)
+        losses = {
+            "loss_ce": self.ce_loss_weight * self.cross_entropy(logits, target),
+            "loss_kd": self.feat_loss_weight
+            * sp_loss(feature_s["feats"][-1:], feature_t["feats"][-1:]),
+        }
+        return logits, losses

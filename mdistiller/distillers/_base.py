@@ -1,0 +1,117 @@
+"""The contract that every distiller fulfils."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Distiller(nn.Module):
+    """A student, its teacher, and the losses that train the student.
+
+    A subclass implements :meth:`forward_train`, which returns
+
+    * ``logits`` [B, C]: the student's, and
+    * ``losses``: a dict from name to loss, scalar or shape [1], with the configured loss
+      weights already applied. The names in :attr:`supervised_losses` belong to the labels,
+      those in :attr:`distillation_losses` to the teacher; their sum is what is minimised.
+
+    Modules of its own (regressors, heads) are trained if :meth:`get_learnable_parameters`
+    returns their parameters after the student's.
+
+    Args:
+        student: network with ``forward(x) -> (logits, features)``.
+        teacher: a trained network of the same kind, never updated; None for no teacher.
+        cfg: the run's configuration; None stands for the defaults.
+    """
+
+    supervised_losses: tuple[str, ...] = ("loss_ce",)
+    distillation_losses: tuple[str, ...] = ("loss_kd",)
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, cfg: Any = None) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.label_smoothing = 0.0 if cfg is None else float(cfg.SOLVER.LABEL_SMOOTHING)
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Switch the mode of everything but the teacher, which stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of ``logits`` [B, C] with the labels ``target`` [B]."""
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+
+    @torch.no_grad()
+    def forward_teacher(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The teacher's (logits, features) of ``image`` [B, 3, H, W], without a graph."""
+        return self.teacher(image)
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        """All parameters that an optimizer is to update, the student's first."""
+        return list(self.student.parameters())
+
+    def get_extra_parameters(self) -> int:
+        """How many numbers the method adds to the student while training."""
+        return 0
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any):
+        """Student logits [B, C] and the dict of losses on one batch.
+
+        Args:
+            image: [B, 3, H, W].
+            target: class labels [B].
+            **kwargs: what a method may need beside: ``epoch`` (counted from 1), ``index``
+                [B] (positions in the training set), ``contrastive_index`` [B, K + 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward_train")
+
+    def split_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The sum of the supervised and the sum of the distillation losses, both scalar.
+
+        Raises:
+            ValueError: an entry of ``losses`` belongs to neither kind, or one kind is empty.
+        """
+        stray = set(losses) - set(self.supervised_losses) - set(self.distillation_losses)
+        if stray:
+            raise ValueError(
+                f"{type(self).__name__} returns the losses {sorted(stray)}, which are neither in "
+                "its supervised_losses nor in its distillation_losses; name them there"
+            )
+        sums = []
+        for kind in ("supervised_losses", "distillation_losses"):
+            present = [losses[name].mean() for name in getattr(self, kind) if name in losses]
+            if not present:
+                raise ValueError(f"{type(self).__name__} returns none of its {kind}")
+            sums.append(sum(present))
+        return sums[0], sums[1]
+
+    def forward_test(self, image: Tensor) -> Tensor:
+        """The student's logits [B, C]."""
+        return self.student(image)[0]
+
+    def forward(self, **kwargs: Any):
+        """:meth:`forward_train` in train mode, else :meth:`forward_test`."""
+        if self.training:
+            return self.forward_train(**kwargs)
+        return self.forward_test(kwargs["image"])
+
+
+class Vanilla(Distiller):
+    """Plain supervised training without a teacher; its one loss is called ``ce``."""
+
+    supervised_losses = ("ce",)
+    distillation_losses = ()
+
+    def __init__(self, student: nn.Module, teacher: None = None, cfg: Any = None) -> None:
+        super().__init__(student, None, cfg)
+
+    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any):
+        logits, _ = self.student(image)
+        return logits, {"ce": self.cross_entropy(logits, target)}

@@ -1,0 +1,150 @@
+"""What several distillers share: probing networks, comparing maps, the hint regressor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdistiller.errors import ConfigError
+
+IMAGE_SIZES = {"cifar100": 32, "tiny_imagenet": 64, "imagenet": 224}
+
+
+def image_size(cfg: Any) -> tuple[int, int]:
+    """Height and width in pixels of the images of ``cfg.DATASET.TYPE``; 32 x 32 if unknown."""
+    size = IMAGE_SIZES.get(cfg.DATASET.TYPE, 32)
+    return size, size
+
+
+@contextmanager
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, every module of ``network`` is in eval mode; afterwards each is as it was."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def probe(network: nn.Module, size: Sequence[int]) -> dict[str, Any]:
+    """The features that ``network`` returns for one black image of ``size`` (height, width).
+
+    Only their shapes mean something. The network is left as it was: neither its modes nor its
+    buffers change, and no random number is drawn.
+    """
+    like = next(network.parameters(), torch.empty(0))
+    with _eval_mode(network):
+        _, features = network(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device))
+    return features
+
+
+def get_feat_shapes(
+    student: nn.Module, teacher: nn.Module, input_size: Sequence[int]
+) -> tuple[list[torch.Size], list[torch.Size]]:
+    """Shapes of the entries of ``feats`` of both networks for one image of ``input_size``."""
+    shapes = [[f.shape for f in probe(net, input_size)["feats"]] for net in (student, teacher)]
+    return shapes[0], shapes[1]
+
+
+def need_feature(features: Mapping[str, Any], key: str, network: nn.Module, method: str) -> Any:
+    """``features[key]``, or a ConfigError that names the method and the network without it."""
+    if key not in features:
+        raise ConfigError(
+            f"{method} needs the features {key!r}, but {type(network).__name__} returns only "
+            f"{', '.join(features)}; choose another network or another method"
+        )
+    return features[key]
+
+
+def need_argument(kwargs: Mapping[str, Any], key: str, method: str) -> Any:
+    """``kwargs[key]``, or a ConfigError that names the method and what its step lacks."""
+    if kwargs.get(key) is None:
+        raise ConfigError(
+            f"{method} needs {key!r} at every training step; pass {key}=... to the distiller "
+            "(for indices: use the data loader and trainer made for it)"
+        )
+    return kwargs[key]
+
+
+def warmup_factor(epoch: float, warmup: float) -> float:
+    """Rises in a straight line to 1 at epoch ``warmup``, counted from 1; 1 without a warm-up."""
+    return min(epoch / warmup, 1.0) if warmup > 0 else 1.0
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """How many numbers the tensors hold together."""
+    return sum(p.numel() for p in parameters)
+
+
+def match_size(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps [B, C, H, W] with the smaller height and width of the two, by average pooling."""
+    size = tuple(min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:], strict=True))
+    return tuple(f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t))
+
+
+def as_map(pooled: Tensor) -> Tensor:
+    """A pooled feature [B, C] (or [B, C, 1, 1]) as a map [B, C, 1, 1]."""
+    return pooled.flatten(1)[..., None, None]
+
+
+class Constants(nn.Module):
+    """A list of tensors that follow their module between devices but are not saved with it."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(str(i), tensor, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return list(self._buffers.values())[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._buffers.values())
+
+
+class ConvReg(nn.Module):
+    """Regressor that turns a student map into one of the teacher's shape.
+
+    One convolution, chosen by the sizes (twice as large: stride 2; half as large: transposed;
+    otherwise not smaller: a kernel that cuts the difference off), then BatchNorm and ReLU.
+
+    Args:
+        s_shape, t_shape: shapes [B, C, H, W] of the student's and the teacher's map.
+        use_relu: whether the output is rectified.
+
+    Raises:
+        ConfigError: the student's map is smaller and not half as large.
+    """
+
+    def __init__(self, s_shape: Sequence[int], t_shape: Sequence[int], use_relu: bool = True):
+        super().__init__()
+        self.use_relu = use_relu
+        (_, c_in, *size_s), (_, c_out, *size_t) = s_shape, t_shape
+        if size_s == [2 * n for n in size_t]:
+            self.conv = nn.Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1)
+        elif [2 * n for n in size_s] == size_t:
+            self.conv = nn.ConvTranspose2d(c_in, c_out, kernel_size=4, stride=2, padding=1)
+        elif all(s >= t for s, t in zip(size_s, size_t, strict=True)):
+            kernel = tuple(1 + s - t for s, t in zip(size_s, size_t, strict=True))
+            self.conv = nn.Conv2d(c_in, c_out, kernel_size=kernel)
+        else:
+            raise ConfigError(
+                f"no regressor leads from student maps {tuple(s_shape[1:])} to teacher maps "
+                f"{tuple(t_shape[1:])}: choose layers where the student's is not smaller, or half"
+            )
+        self.bn = nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        return F.relu(x) if self.use_relu else x

@@ -1,0 +1,60 @@
+"""The run's configuration: ``CFG`` holds every key with its default.
+
+>>> cfg = CFG.clone()
+>>> cfg.merge_from_list(["KD.TEMPERATURE", "2.5"])
+>>> cfg.KD.TEMPERATURE
+2.5
+"""
+
+from __future__ import annotations
+
+from ._config import Config
+from ._defaults import default_tree
+from .utils import log_msg
+
+CFG: Config = default_tree(Config)
+
+_ALWAYS_SHOWN = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG")
+CROSSBATCH_PREFIX = "CROSSBATCH_"
+
+# Keys that say where things lie or how they are called, not what is computed.
+_NOT_IN_NAME = (
+    "EXPERIMENT.PROJECT",
+    "EXPERIMENT.NAME",
+    "EXPERIMENT.TAG",
+    "DATASET.ROOT",
+    "DATASET.NUM_WORKERS",
+    "DISTILLER.TEACHER_CKPT",
+    "SOLVER.DEVICE",
+)
+
+
+def dump_cfg(cfg: Config) -> str:
+    """The groups of ``cfg`` that its run uses, as YAML that can be loaded again."""
+    groups = [*_ALWAYS_SHOWN, cfg.DISTILLER.TYPE.removeprefix(CROSSBATCH_PREFIX)]
+    if cfg.DISTILLER.TYPE.startswith(CROSSBATCH_PREFIX):
+        groups.append("CROSSBATCH")
+    return Config({group: cfg[group].clone() for group in groups if group in cfg}).dump()
+
+
+def show_cfg(cfg: Config) -> None:
+    """Print :func:`dump_cfg`."""
+    print(log_msg(f"CONFIG:\n{dump_cfg(cfg)}", "INFO"))
+
+
+def experiment_name(cfg: Config, opts: list[str] | tuple[str, ...] = ()) -> str:
+    """Where a run's folder lies below LOG.PREFIX: ``<project>/<name><overrides>``.
+
+    The name is EXPERIMENT.NAME, or EXPERIMENT.TAG if that is empty. The command line's
+    overrides ``opts`` are appended as KEY:VALUE, joined by commas, except those that only say
+    where files lie; an EXPERIMENT.NAME among them is the whole name.
+    """
+    pairs = list(zip(opts[0::2], opts[1::2], strict=True))
+    name = cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG
+    if not any(key == "EXPERIMENT.NAME" and value for key, value in pairs):
+        name += ",".join(
+            f"{key}:{value}"
+            for key, value in pairs
+            if key not in _NOT_IN_NAME and not key.startswith("LOG.")
+        )
+    return f"{cfg.EXPERIMENT.PROJECT}/{name.replace('/', '_')}"

@@ -1,0 +1,73 @@
+"""Checkpoint files: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mdistiller.errors import CheckpointError
+
+# Keys of the wrapped distiller in mdistiller's files, which are kept.
+WRAPPER = "module."
+
+
+def save_checkpoint(obj: Any, path: str | Path) -> None:
+    """Write ``obj`` under a temporary name, flush it to the disk, then rename it to ``path``.
+
+    Raises:
+        CheckpointError: the file cannot be written; an older file at ``path`` is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path} ({error}); the last complete checkpoint is kept, "
+            "free some space or set LOG.PREFIX to another folder and continue with --resume"
+        ) from None
+
+
+def wrap_keys(state: dict[str, Any]) -> dict[str, Any]:
+    """A distiller's state dict under the keys of mdistiller's files."""
+    return {WRAPPER + key: value for key, value in state.items()}
+
+
+def unwrap_keys(state: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`wrap_keys`; keys without the prefix are left as they are."""
+    return {key.removeprefix(WRAPPER): value for key, value in state.items()}
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random generator, made of tensors and plain types."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, next_gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "python": (version, torch.tensor(internal, dtype=torch.int64), next_gauss),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore :func:`random_state`."""
+    torch.set_rng_state(state["torch"].cpu())
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    version, internal, next_gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), next_gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,0 +1,234 @@
+"""Training with cross-batch weighting: two streams of batches, three gradients, two weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdistiller.distillers import CrossBatchDistiller
+from mdistiller.errors import ConfigError
+from mdistiller.weighting import CrossBatchWeighting, combine, gramian
+
+from .trainer import BaseTrainer, StepResult, epoch_of
+
+AUXILIARY_STREAM = "auxiliary"
+REFERENCES = ("fresh", "previous", "same", "none")
+
+# Rows of the stacked gradients.
+CE, KD, REF = 0, 1, 2
+
+
+class CrossBatchTrainer(BaseTrainer):
+    """Replaces the sum of the losses by ``A L_ce + B L_kd`` (docs/method.md, Eq. 4-11).
+
+    theta, on which the weights are solved and used, are the student's parameters; a parameter
+    that a loss does not reach has a zero gradient there. All other learnable parameters
+    (regressors, heads of a method) receive the plain gradient of the unweighted losses.
+
+    Args:
+        experiment_name, distiller, train_loader, val_loader, cfg: as for
+            :class:`~mdistiller.engine.trainer.BaseTrainer`; the distiller must be a
+            :class:`~mdistiller.distillers.CrossBatchDistiller`.
+        auxiliary_loader: yields the auxiliary batches; None takes an independently shuffled
+            stream of the training set from ``train_loader.stream("auxiliary", batch_size)``.
+
+    Raises:
+        ConfigError: the distiller is no cross-batch one, or there is no auxiliary stream.
+    """
+
+    diagnostics_name = "crossbatch"
+    needs_distillation_loss = True
+
+    def __init__(
+        self,
+        experiment_name: str,
+        distiller: CrossBatchDistiller,
+        train_loader: Iterable,
+        val_loader: Iterable,
+        cfg: Any,
+        auxiliary_loader: Iterable | None = None,
+    ) -> None:
+        if not isinstance(distiller, CrossBatchDistiller):
+            raise ConfigError(
+                "SOLVER.TRAINER crossbatch needs a cross-batch distiller, "
+                f"not {type(distiller).__name__}; set DISTILLER.TYPE to CROSSBATCH_<NAME>"
+            )
+        super().__init__(experiment_name, distiller, train_loader, val_loader, cfg)
+        node = cfg.CROSSBATCH
+        self.weighting = build_weighting(cfg)
+        self.reference = node.REFERENCE
+        self.period = node.PERIOD
+        self.auxiliary_loader = auxiliary_loader
+        if self.reference == "fresh" and auxiliary_loader is None:
+            self.auxiliary_loader = _auxiliary_stream(train_loader, node.BATCH_SIZE)
+        self._theta = [p for p in distiller.student.parameters() if p.requires_grad]
+        inside = set(map(id, self._theta))
+        learnable = distiller.get_learnable_parameters()
+        self._extra = [p for p in learnable if p.requires_grad and id(p) not in inside]
+        size = sum(p.numel() for p in self._theta)
+        # One buffer for the whole run; a gradient that is not computed stays zero.
+        self._rows = torch.zeros(3, size, device=self.device, dtype=self._theta[0].dtype)
+        self._has_previous = False
+        self._weights: tuple[Tensor, Tensor] | None = None
+        self._steps = 0
+
+    def batches(self, epoch: int) -> Iterator[dict[str, Any]]:
+        if self.reference != "fresh":
+            yield from super().batches(epoch)
+            return
+        auxiliary = _endless(self.auxiliary_loader, epoch)
+        for batch in super().batches(epoch):
+            # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
+            if self._solves_now():
+                pair = self.to_device(next(auxiliary))
+                batch["auxiliary"] = (pair["image"], pair["target"])
+            yield batch
+
+    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
+        auxiliary = batch.pop("auxiliary", None)
+        solve = self._solves_now()
+        self._steps += 1
+        if auxiliary is not None:
+            # Before the graph of the current batch exists: the two never share the memory.
+            self._write_row(REF, self.distiller.reference_loss(*auxiliary))
+        logits, losses = self.distiller(**batch, epoch=epoch)
+        supervised, distillation = self.distiller.split_losses(losses)
+        if not solve:
+            norm = self._step_with_reused_weights(supervised, distillation)
+            return StepResult(logits, losses, gradients={"gradient": norm})
+        diagnostics = self._step_with_solved_weights(supervised, distillation)
+        gradients = {
+            "gradient of the supervised loss": diagnostics["norm_ce"],
+            "gradient of the distillation loss": diagnostics["norm_kd"],
+            "reference gradient": diagnostics["norm_ref"],
+        }
+        return StepResult(logits, losses, diagnostics, gradients)
+
+    def _solves_now(self) -> bool:
+        """Whether the coming step solves for the weights or reuses the last ones."""
+        return self._steps % self.period == 0
+
+    def _step_with_solved_weights(
+        self, supervised: Tensor, distillation: Tensor
+    ) -> dict[str, Tensor]:
+        previous = self._rows[CE].clone() if self.reference == "previous" else None
+        reached_ce, extra_ce = self._write_row(CE, supervised, retain_graph=True)
+        reached_kd, extra_kd = self._write_row(KD, distillation)
+        if self.reference == "same" or (previous is not None and not self._has_previous):
+            self._rows[REF].copy_(self._rows[CE])
+        elif previous is not None:
+            self._rows[REF].copy_(previous)
+        self._has_previous = True
+        solved = self.weighting(gramian(self._rows))
+        self._weights = (solved.ce, solved.kd)
+        update = combine(self._rows[:REF], torch.stack(self._weights))
+        reached = [a or b for a, b in zip(reached_ce, reached_kd, strict=True)]
+        for p, part, used in zip(self._theta, self._views(update), reached, strict=True):
+            # As in a vanilla step, what no loss reaches gets no gradient and no weight decay.
+            p.grad = part if used else None
+        for p, *parts in zip(self._extra, extra_ce, extra_kd, strict=True):
+            present = [g for g in parts if g is not None]
+            p.grad = sum(present) if present else None
+        return solved.diagnostics
+
+    def _step_with_reused_weights(self, supervised: Tensor, distillation: Tensor) -> Tensor:
+        """One backward pass, of A L_ce + B L_kd with the A and B solved last."""
+        if self._extra:
+            # The extra modules come last in the graph, so this pass is short.
+            gradients = torch.autograd.grad(
+                supervised + distillation, self._extra, retain_graph=True, allow_unused=True
+            )
+        ce, kd = (w.to(supervised.dtype) for w in self._weights)
+        torch.autograd.backward(ce * supervised + kd * distillation, inputs=self._theta)
+        if self._extra:
+            for p, gradient in zip(self._extra, gradients, strict=True):
+                p.grad = gradient
+        return self.gradient_norm()
+
+    def _write_row(
+        self, row: int, loss: Tensor, retain_graph: bool = False
+    ) -> tuple[list[bool], list[Tensor | None]]:
+        """Gradient of ``loss``: that of theta into a row, that of the extra parameters returned.
+
+        Returns:
+            For every parameter of theta whether the loss reaches it; the extra gradients.
+        """
+        if not loss.requires_grad:  # e.g. a distillation term that is off for some epochs
+            self._rows[row].zero_()
+            return [False] * len(self._theta), [None] * len(self._extra)
+        gradients = torch.autograd.grad(
+            loss, [*self._theta, *self._extra], retain_graph=retain_graph, allow_unused=True
+        )
+        of_theta = gradients[: len(self._theta)]
+        for view, gradient in zip(self._views(self._rows[row]), of_theta, strict=True):
+            if gradient is None:
+                view.zero_()
+            else:
+                view.copy_(gradient)
+        return [g is not None for g in of_theta], list(gradients[len(self._theta) :])
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """The parts of a flat vector [P] in the shapes of theta."""
+        parts = flat.split([p.numel() for p in self._theta])
+        return [part.view_as(p) for part, p in zip(parts, self._theta, strict=True)]
+
+    def extra_state(self) -> dict[str, Any]:
+        previous = self._rows[CE].clone() if self.reference == "previous" else None
+        return {
+            "steps": self._steps,
+            "weights": self._weights,
+            "weighting": self.weighting.state_dict(),
+            "previous": previous if self._has_previous else None,
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+        self._weights = state["weights"]
+        self.weighting.load_state_dict(state["weighting"])
+        if state["previous"] is not None:
+            self._rows[CE].copy_(state["previous"])
+            self._has_previous = True
+
+
+def build_weighting(cfg: Any) -> CrossBatchWeighting:
+    """The weighting that ``cfg.CROSSBATCH`` describes.
+
+    Raises:
+        ConfigError: a value of the node is out of its range.
+    """
+    names = ("READING", "ALPHA", "RIDGE", "STABILIZE", "PREFER", "MAX_RATIO", "RESCALE", "EMA")
+    try:
+        return CrossBatchWeighting(**{name.lower(): cfg.CROSSBATCH[name] for name in names})
+    except ValueError as error:
+        raise ConfigError(f"CROSSBATCH.{_upper_first_word(str(error))}") from None
+
+
+def _upper_first_word(text: str) -> str:
+    word, _, rest = text.partition(" ")
+    return f"{word.upper()} {rest}"
+
+
+def _auxiliary_stream(train_loader: Iterable, batch_size: int) -> Iterable:
+    if not hasattr(train_loader, "stream"):
+        raise ConfigError(
+            f"CROSSBATCH.REFERENCE fresh needs a second stream of batches, which "
+            f"{type(train_loader).__name__} does not offer; pass auxiliary_loader"
+        )
+    return train_loader.stream(AUXILIARY_STREAM, batch_size or None)
+
+
+def _endless(loader: Iterable, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of ``loader`` without end, the order being a function of ``epoch``.
+
+    An auxiliary batch larger than the current one makes its stream end within the epoch; the
+    passes of one epoch are then numbered so that none repeats another epoch's order.
+    """
+    for number in range(_PASSES):
+        yield from epoch_of(loader, (epoch - 1) * _PASSES + number + 1)
+
+
+# More passes than an epoch can use: batches would have to be this many times larger.
+_PASSES = 1000

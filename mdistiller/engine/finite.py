@@ -1,0 +1,48 @@
+"""Finds the first loss or gradient that is not finite, without reading the device every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mdistiller.errors import NonFiniteError
+
+
+class FiniteWatch:
+    """Remembers on the device in which step each named number was first NaN or infinite."""
+
+    def __init__(self) -> None:
+        # One tensor per set of names: not every step has the same (a reused weight has fewer).
+        self._first: dict[tuple[str, ...], Tensor] = {}
+
+    def update(self, values: dict[str, Tensor], step: int) -> None:
+        """Look at the scalars ``values`` of ``step`` (counted from 1); no host read."""
+        if not values:
+            return
+        scalars = torch.stack([v.detach().reshape(()) for v in values.values()])
+        names = tuple(values)
+        if names not in self._first:
+            self._first[names] = torch.zeros(len(names), dtype=torch.int32, device=scalars.device)
+        first = self._first[names]
+        first += ~torch.isfinite(scalars) * (first == 0) * step
+
+    def check(self, epoch: int) -> None:
+        """Raise if anything was not finite so far.
+
+        Raises:
+            NonFiniteError: names the epoch, the step and what was not finite first.
+        """
+        found = [
+            (step, name)
+            for names, first in self._first.items()
+            for step, name in zip(first.tolist(), names, strict=True)
+            if step
+        ]
+        if not found:
+            return
+        step = min(found)[0]
+        names = [name for s, name in found if s == step]
+        raise NonFiniteError(
+            f"not finite in epoch {epoch}, step {step}: {', '.join(names)}; training stopped, the "
+            "last checkpoint is from before; lower SOLVER.LR or look at the data and loss weights"
+        )

@@ -1,0 +1,118 @@
+"""One training from a configuration, as ``tools/train.py`` and the experiment runner do it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mdistiller.dataset import get_dataset
+from mdistiller.device import resolve_device
+from mdistiller.distillers import CRD, Distiller, distiller_dict
+from mdistiller.models.teachers import PUBLISHED_TOP1, build_model, load_teacher
+from mdistiller.seeding import derive_seed, seed_everything
+
+from . import trainer_dict
+from .cfg import experiment_name, show_cfg
+from .check import check_config
+from .trainer import BaseTrainer
+from .utils import log_msg, validate
+
+# A teacher this many points below its published accuracy is probably not the published one.
+TEACHER_TOLERANCE = 0.5
+
+
+def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
+    """Student, teacher and losses of ``cfg``, with the initial weights of EXPERIMENT.SEED.
+
+    The student's initial weights depend on the seed and its architecture alone, so that runs
+    that differ in the distiller start from the same student.
+
+    Args:
+        num_classes: classes of the data set.
+        num_data: size of the training set (for CRD's memory bank).
+    """
+    cls = distiller_dict[cfg.DISTILLER.TYPE]
+    teacher = None
+    if cfg.DISTILLER.TYPE != "NONE":
+        teacher = load_teacher(
+            cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, num_classes, cfg.DISTILLER.TEACHER_CKPT
+        )
+    seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "student"))
+    student = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, num_classes)
+    seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "distiller"))
+    arguments = (student, teacher, cfg)
+    return cls(*arguments, num_data) if issubclass(cls, CRD) else cls(*arguments)
+
+
+def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrainer:
+    """Everything that a run needs, from a configuration.
+
+    Args:
+        cfg: the resolved configuration.
+        opts: the command line's KEY VALUE overrides, which are part of the run's name.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: one line on what is wrong and what to do.
+    """
+    check_config(cfg)
+    train_loader, val_loader, num_data, num_classes = get_dataset(cfg)
+    distiller = build_distiller(cfg, num_classes, num_data)
+    trainer = trainer_dict[cfg.SOLVER.TRAINER](
+        experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
+    )
+    if distiller.teacher is not None and cfg.DATASET.TYPE != "imagenet":
+        trainer.facts["teacher_top1"] = check_teacher(cfg, distiller.teacher, val_loader)
+    return trainer
+
+
+def run_training(
+    cfg: Any, opts: list[str] | tuple[str, ...] = (), resume: bool = False
+) -> dict[str, Any]:
+    """Train as ``cfg`` says; returns the contents of ``result.json``."""
+    show_cfg(cfg)
+    trainer = build_trainer(cfg, opts)
+    seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
+    result = trainer.train(resume=resume)
+    print(
+        log_msg(
+            f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
+            f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
+            "EVAL",
+        )
+    )
+    return result
+
+
+class _LogitsOnly(torch.nn.Module):
+    """A bare network behind the interface that :func:`validate` calls."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network(image)[0]
+
+
+def evaluate(network: torch.nn.Module, val_loader: Any, device: torch.device):
+    """Top-1, top-5 (percent) and cross-entropy of a network that returns (logits, features)."""
+    return validate(val_loader, _LogitsOnly(network.to(device)))
+
+
+def check_teacher(cfg: Any, teacher: torch.nn.Module, val_loader: Any) -> float:
+    """Print the teacher's top-1 and warn if it is below the published one; returns it."""
+    top1, _, _ = evaluate(teacher, val_loader, resolve_device(cfg.SOLVER.DEVICE))
+    name = cfg.DISTILLER.TEACHER
+    published = PUBLISHED_TOP1.get(name) if cfg.DATASET.TYPE == "cifar100" else None
+    beside = f" (published {published:.2f})" if published else ""
+    print(log_msg(f"teacher {name}: top-1 {top1:.2f}{beside}", "EVAL"))
+    if published and top1 < published - TEACHER_TOLERANCE:
+        print(
+            log_msg(
+                f"teacher {name} is {published - top1:.2f} points below its published accuracy: "
+                "is this the right checkpoint?",
+                "WARN",
+            )
+        )
+    return top1

@@ -1,0 +1,31 @@
+"""Networks, their registries, and how teachers are loaded.
+
+Every network maps images [B, 3, H, W] to ``(logits, features)``; ``features`` is a dict of
+``feats`` (maps from the stem to the last stage), ``preact_feats`` (the same before the ReLU;
+the MobileNetV2 have none) and ``pooled_feat`` (the classifier's input).
+"""
+
+from .cifar import cifar_model_dict, tiny_imagenet_model_dict
+from .imagenet import imagenet_model_dict
+from .teachers import (
+    PUBLISHED_TOP1,
+    build_model,
+    load_teacher,
+    load_weights,
+    model_dict_for,
+    read_checkpoint,
+    read_state_dict,
+)
+
+__all__ = [
+    "PUBLISHED_TOP1",
+    "build_model",
+    "cifar_model_dict",
+    "imagenet_model_dict",
+    "load_teacher",
+    "load_weights",
+    "model_dict_for",
+    "read_checkpoint",
+    "read_state_dict",
+    "tiny_imagenet_model_dict",
+]

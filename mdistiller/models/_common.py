@@ -1,0 +1,36 @@
+"""What several network families share: initialisation, pooling, channel shuffling."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def initialise(model: nn.Module, linear_std: float | None = None) -> None:
+    """Draw the initial weights of all convolutions, in place.
+
+    Weights are normal with He's variance 2 / fan_out (arXiv:1502.01852), biases zero.
+
+    Args:
+        linear_std: standard deviation of the linear weights, their biases then being zero;
+            None leaves linear layers as PyTorch made them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear) and linear_std is not None:
+            nn.init.normal_(module.weight, std=linear_std)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def global_pool(x: Tensor) -> Tensor:
+    """Mean over all positions: [B, C, H, W] to [B, C], for any H and W."""
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channel groups of ``x`` [B, C, H, W], so that each next group sees all."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)

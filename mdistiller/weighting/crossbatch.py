@@ -1,0 +1,261 @@
+"""Cross-batch weighting: a pure function from the Gramian of three gradients to two weights.
+
+Implements Eq. 4-11 of "Cross-Batch Gradient Consistency for Adaptive Loss Balancing in
+Knowledge Distillation" and the readings of docs/method.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gramian import solve_dtype
+from .readings import READINGS, orthogonal
+
+# |g_w|^2 of unit gradients under which the combination counts as vanished: beyond, the
+# rounding errors of single-precision gradients would be the update's direction.
+_VANISHED = 1e-12
+
+
+@dataclass(frozen=True)
+class CrossBatchWeights:
+    """What one step's Gramian determines; all 0-dim tensors on the Gramian's device.
+
+    Attributes:
+        ce, kd: A and B, the update is ``A g_ce + B g_kd``.
+        w_ce, w_kd: the quadratic program's weights, which sum to 1.
+        c_ce, c_kd: cosines of the two gradients to the reference gradient G.
+        c_12: cosine between the two gradients.
+        norm_ce, norm_kd, norm_ref: norms of g_ce, g_kd and G.
+        lam: lambda of Eq. 10 (0 where Eq. 10 is skipped).
+        conflict: 1 where the two gradients conflict (c_12 < 0), else 0.
+    """
+
+    ce: Tensor
+    kd: Tensor
+    w_ce: Tensor
+    w_kd: Tensor
+    c_ce: Tensor
+    c_kd: Tensor
+    c_12: Tensor
+    norm_ce: Tensor
+    norm_kd: Tensor
+    norm_ref: Tensor
+    lam: Tensor
+    conflict: Tensor
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Everything by name, ``ce`` and ``kd`` (the weights A and B) included."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class CrossBatchWeighting:
+    """Weights A and B of the supervised and the distillation gradient.
+
+    A pure function unless ``ema`` > 0. Closed form, on the Gramian's own device, without a
+    host synchronisation or a Python branch on its values.
+
+    Args:
+        reading: "align" (nearest to the unit reference), "printed" (the paper's equations to
+            the letter), "orthogonal" (Eq. 5-6 on the simplex) or "cone" (largest cosine to
+            the reference within the cone of the two gradients).
+        alpha: strength of the correction in Eq. 10, >= 0; |g - g0| = alpha |g0|.
+        ridge: weight >= 0 of |w - (1/2, 1/2)|^2 in the "orthogonal" reading.
+        stabilize: apply Eq. 10-11; if False the update is g_w of Eq. 9 itself.
+        prefer: "ce" or "kd", the loss whose final weight is 1 in Eq. 9. Has an effect
+            only with ``stabilize=False``.
+        max_ratio: upper bound > 0 of the other loss's final weight, with ``stabilize=False``.
+        rescale: 0: as printed; 1: divide by 1 + alpha^2; 2: divide by 1 + alpha (CAGrad's
+            options; only with ``stabilize=True``).
+        ema: decay in [0, 1) of the moving average of the cosines from which the quadratic
+            program is solved; 0 solves it from the current step alone.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+        >>> weights = CrossBatchWeighting(reading="align")(rows @ rows.T)
+        >>> update = weights.ce * rows[0] + weights.kd * rows[1]
+    """
+
+    def __init__(
+        self,
+        reading: str = "align",
+        alpha: float = 0.5,
+        ridge: float = 0.0,
+        stabilize: bool = True,
+        prefer: str = "ce",
+        max_ratio: float = 10.0,
+        rescale: int = 0,
+        ema: float = 0.0,
+    ) -> None:
+        _require("reading", reading, reading in READINGS, f"one of {', '.join(READINGS)}")
+        _require("prefer", prefer, prefer in ("ce", "kd"), "ce or kd")
+        _require("rescale", rescale, rescale in (0, 1, 2), "0, 1 or 2")
+        _require("alpha", alpha, _is_number(alpha) and alpha >= 0, "a number >= 0")
+        _require("ridge", ridge, _is_number(ridge) and ridge >= 0, "a number >= 0")
+        _require("max_ratio", max_ratio, _is_number(max_ratio) and max_ratio > 0, "a number > 0")
+        _require("ema", ema, _is_number(ema) and 0 <= ema < 1, "a number in [0, 1)")
+        self.reading = reading
+        self.alpha = float(alpha)
+        self.ridge = float(ridge)
+        self.stabilize = bool(stabilize)
+        self.prefer = prefer
+        self.max_ratio = float(max_ratio)
+        self.rescale = int(rescale)
+        self.ema = float(ema)
+        self._average: Tensor | None = None
+        self._steps = 0
+
+    def __repr__(self) -> str:
+        names = ("reading", "alpha", "ridge", "stabilize", "prefer", "max_ratio", "rescale", "ema")
+        return f"CrossBatchWeighting({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moving average of the cosines and its age; for a checkpoint."""
+        return {"average": self._average, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._average = state["average"]
+        self._steps = state["steps"]
+
+    @torch.no_grad()
+    def __call__(self, gramian: Tensor) -> CrossBatchWeights:
+        """Solve one step.
+
+        Args:
+            gramian: [3, 3], inner products of (g_ce, g_kd, G), any float dtype and device;
+                a zero third row and column stands for "no reference".
+
+        Returns:
+            The weights, in the Gramian's dtype (clamped to its finite range).
+
+        Raises:
+            ValueError: ``gramian`` is not a floating-point 3 x 3 matrix.
+        """
+        if gramian.shape != (3, 3) or not gramian.is_floating_point():
+            raise ValueError(
+                "gramian must be a floating-point tensor of shape (3, 3), "
+                f"not {gramian.dtype} {tuple(gramian.shape)}"
+            )
+        g = gramian.to(solve_dtype(gramian.device))
+        norms = g.diagonal().clamp_min(0).sqrt()
+        cosines = torch.stack([_cosine(g, norms, i, j) for i, j in ((0, 2), (1, 2), (0, 1))])
+        w_ce = self._solve(norms, cosines)
+        w_kd = 1 - w_ce
+        if self.stabilize:
+            ce, kd, lam = self._stabilized(norms, cosines[2], w_ce, w_kd)
+        else:
+            ce, kd = self._unstabilized(norms, cosines[2], w_ce, w_kd)
+            lam = torch.zeros_like(ce)
+        return _in_dtype(
+            gramian.dtype,
+            ce=ce,
+            kd=kd,
+            w_ce=w_ce,
+            w_kd=w_kd,
+            c_ce=cosines[0],
+            c_kd=cosines[1],
+            c_12=cosines[2],
+            norm_ce=norms[0],
+            norm_kd=norms[1],
+            norm_ref=norms[2],
+            lam=lam,
+            conflict=(cosines[2] < 0).to(g.dtype),
+        )
+
+    def _solve(self, norms: Tensor, cosines: Tensor) -> Tensor:
+        """The quadratic program's weight of the supervised loss."""
+        if self.ema:
+            cosines = self._smoothed(cosines)
+        if self.reading == "printed":
+            # Only reported: the raw problem of Eq. 6, u = (g_ce . G, g_kd . G), on the simplex.
+            w_ce = orthogonal(norms[0] * cosines[0], norms[1] * cosines[1], cosines[2], 0.0)
+        else:
+            w_ce = READINGS[self.reading](*cosines, self.ridge)
+        return _without_zero_gradients(norms, w_ce)
+
+    def _smoothed(self, cosines: Tensor) -> Tensor:
+        if self._average is None:
+            self._average = torch.zeros_like(cosines)
+        self._average = self._average.to(cosines) * self.ema + cosines * (1 - self.ema)
+        self._steps += 1
+        return self._average / (1 - self.ema**self._steps)
+
+    def _direction(
+        self, norms: Tensor, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients of g_ce and g_kd in g_w (up to scale), and |g_w|^2 at that scale."""
+        if self.reading == "printed":
+            w_ce = _without_zero_gradients(norms, READINGS["printed"](c_12, c_12, c_12, 0.0))
+            w_kd = 1 - w_ce
+        # Not w_ce^2 + w_kd^2 + 2 w_ce w_kd c_12, which cancels for opposite gradients.
+        squared = (w_ce - w_kd) ** 2 + 2 * w_ce * w_kd * (1 + c_12)
+        return w_ce * _inverse(norms[0]), w_kd * _inverse(norms[1]), squared
+
+    def _stabilized(self, norms, c_12, w_ce, w_kd) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 10-11: A, B and lambda."""
+        a, b, squared = self._direction(norms, c_12, w_ce, w_kd)
+        norm_g0 = _norm_of_sum(norms[0], norms[1], c_12) / 2
+        vanished = squared <= _VANISHED
+        scale = self.alpha * norm_g0 / squared.clamp_min(_VANISHED).sqrt()
+        scale = torch.where(vanished, torch.zeros_like(scale), scale)
+        # Eq. 9 makes the preferred loss's coefficient in g_w 1, so its share is lambda.
+        lam = scale * (a if self.prefer == "ce" else b)
+        divisor = (1.0, 1 + self.alpha**2, 1 + self.alpha)[self.rescale]
+        return (0.5 + scale * a) / divisor, (0.5 + scale * b) / divisor, lam
+
+    def _unstabilized(self, norms, c_12, w_ce, w_kd) -> tuple[Tensor, Tensor]:
+        """Eq. 9: the preferred loss has weight 1, the other one its clipped ratio."""
+        a, b, squared = self._direction(norms, c_12, w_ce, w_kd)
+        fixed, free = (a, b) if self.prefer == "ce" else (b, a)
+        one = torch.ones_like(fixed)
+        ratio = free / torch.where(fixed > 0, fixed, one)
+        ratio = torch.where(fixed > 0, ratio, one * self.max_ratio).clamp_max(self.max_ratio)
+        # A zero gradient leaves nothing to balance: the other one is used as it is.
+        ratio = torch.where((norms[0] == 0) | (norms[1] == 0), one, ratio)
+        vanished = squared <= _VANISHED
+        one, ratio = (torch.where(vanished, one / 2, x) for x in (one, ratio))
+        return (one, ratio) if self.prefer == "ce" else (ratio, one)
+
+
+def _in_dtype(dtype: torch.dtype, **values: Tensor) -> CrossBatchWeights:
+    limit = torch.finfo(dtype).max
+    return CrossBatchWeights(**{k: v.clamp(-limit, limit).to(dtype) for k, v in values.items()})
+
+
+def _inverse(x: Tensor) -> Tensor:
+    """1 / x, and 0 for 0."""
+    return torch.where(x > 0, 1 / torch.where(x > 0, x, torch.ones_like(x)), torch.zeros_like(x))
+
+
+def _cosine(g: Tensor, norms: Tensor, i: int, j: int) -> Tensor:
+    return (g[i, j] * _inverse(norms[i]) * _inverse(norms[j])).clamp(-1.0, 1.0)
+
+
+def _norm_of_sum(x: Tensor, y: Tensor, cosine: Tensor) -> Tensor:
+    """|u + v| from the norms of u and v and their cosine, without cancellation."""
+    return ((x - y) ** 2 + 2 * x * y * (1 + cosine)).clamp_min(0).sqrt()
+
+
+def _without_zero_gradients(norms: Tensor, w_ce: Tensor) -> Tensor:
+    """Give all the weight to the other loss where one gradient is zero."""
+    zero_ce, zero_kd = norms[0] == 0, norms[1] == 0
+    w_ce = torch.where(zero_ce & ~zero_kd, torch.zeros_like(w_ce), w_ce)
+    return torch.where(zero_kd & ~zero_ce, torch.ones_like(w_ce), w_ce)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(name: str, value: object, ok: bool, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {expected}, not {value!r}")

@@ -1,0 +1,59 @@
+"""The quadratic programs: weights on the simplex from the cosines of three gradients.
+
+Every function returns t in [0, 1], the weight of the supervised loss; the distillation loss
+has 1 - t. c_ce and c_kd are the cosines of the two gradients to the reference gradient G,
+c_12 is the cosine between the two (scalars, float64). docs/method.md derives the formulas.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Below this the two unit gradients count as one: rounding decides their difference.
+_PARALLEL = 1e-12
+
+
+def _clip(t: Tensor) -> Tensor:
+    return t.clamp(0.0, 1.0)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
+    """Quotient, or ``otherwise`` where the denominator is 0; no branch, so no host read."""
+    zero = denominator == 0
+    quotient = numerator / torch.where(zero, torch.ones_like(denominator), denominator)
+    return torch.where(zero, torch.full_like(quotient, otherwise), quotient)
+
+
+def orthogonal(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
+    """argmin of (w_ce c_ce + w_kd c_kd)^2 + ridge |w - (1/2, 1/2)|^2 (Eq. 5-6)."""
+    d = c_ce - c_kd
+    return _clip(_ratio(ridge - d * c_kd, d * d + 2 * ridge, otherwise=0.5))
+
+
+def align(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
+    """argmin of the distance of w_ce u_ce + w_kd u_kd to the unit reference, u unit gradients."""
+    gap = 1 - c_12
+    t = 0.5 + (c_ce - c_kd) / (2 * gap.clamp_min(_PARALLEL))
+    return torch.where(gap <= _PARALLEL, torch.full_like(t, 0.5), _clip(t))
+
+
+def cone(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
+    """argmax of the cosine between w_ce u_ce + w_kd u_kd and the reference."""
+    p = c_ce - c_12 * c_kd
+    q = c_kd - c_12 * c_ce
+    inside = (p > 0) & (q > 0)
+    vertex = torch.where(c_ce >= c_kd, torch.ones_like(p), torch.zeros_like(p))
+    # Parallel gradients, or a reference orthogonal to both: every direction is as good.
+    same = (1 - c_12 <= _PARALLEL) | ((c_ce == 0) & (c_kd == 0))
+    vertex = torch.where(same, torch.full_like(p, 0.5), vertex)
+    share = _ratio(p, p + q, otherwise=0.5)
+    return torch.where(inside & ~same, _clip(share), vertex)
+
+
+def printed(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
+    """1/2: Eq. 8 cancels whatever weights the quadratic program gave it."""
+    return torch.full_like(c_12, 0.5)
+
+
+READINGS = {"align": align, "printed": printed, "orthogonal": orthogonal, "cone": cone}

@@ -1,0 +1,295 @@
+"""The shipped YAML files: they load, upstream's equal upstream's, and names say what is inside.
+
+A file whose name starts with ``_`` is only a base of others and is not run by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import yaml
+
+from mdistiller.engine.cfg import CFG, experiment_name
+from mdistiller.engine.check import check_config
+from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
+from tests.golden_rules import golden_json
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = golden_json("configs")
+UPSTREAM = sorted(GOLDEN["configs"])
+ALL = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
+FILES = [f for f in ALL if not PurePosixPath(f).name.startswith("_")]
+OWN = [f for f in FILES if f not in GOLDEN["configs"]]
+
+PREFIX = "CROSSBATCH_"
+METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")
+PAIRS = ("res101_res50", "res56_res20", "vgg13_vgg8", "res101_res34", "res110_res32x4")
+PAIRS += ("res110_res56", "wrn40_2_wrn40_1")
+SHORT = {f"res{depth}": f"resnet{depth}" for depth in ("20", "56", "110", "8x4", "32x4")}
+SHORT |= {f"res{depth}": f"ResNet{depth}" for depth in ("34", "50", "101")} | {"r18": "ResNet18"}
+SHORT |= {"vgg8": "vgg8", "vgg13": "vgg13", "wrn40_1": "wrn_40_1", "wrn40_2": "wrn_40_2"}
+SHORT |= {"mv2": "MobileNetV2", "shuv2": "ShuffleV2"}
+MODELS = {
+    "cifar100": cifar_model_dict,
+    "digits": cifar_model_dict,
+    "fashion_mnist": cifar_model_dict,
+    "tiny_imagenet": tiny_imagenet_model_dict,
+    "imagenet": imagenet_model_dict,
+}
+SMALL = ("digits", "fashion_mnist")
+
+
+def raw(file: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+
+
+@cache
+def resolved(file: str) -> dict[str, Any]:
+    """All values of the run by dotted key, sequences as lists."""
+    cfg = CFG.clone()
+    cfg.merge_from_file(ROOT / file)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in cfg.leaves().items()}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def experiment(file: str) -> tuple[str, str, str]:
+    """Project, name and tag."""
+    cfg = resolved(file)
+    return tuple(cfg[f"EXPERIMENT.{key}"] for key in ("PROJECT", "NAME", "TAG"))
+
+
+def experiment_path(file: str) -> str:
+    project, name, tag = experiment(file)
+    return f"{project}/{name or tag}"
+
+
+def method_of(file: str) -> str:
+    return resolved(file)["DISTILLER.TYPE"].removeprefix(PREFIX)
+
+
+def baseline_of(file: str) -> str:
+    """The file that a cross-batch file is a twin of."""
+    folder, _, name = file.rpartition("/")
+    if folder.endswith("/crossbatch"):
+        return f"{folder.removesuffix('crossbatch')}baseline/{name}"
+    return f"{folder}/{name.removeprefix('crossbatch_')}"
+
+
+TWINS = [f for f in OWN if "crossbatch" in f]
+DISTILLING = [f for f in FILES if raw(f)["DISTILLER"]["TYPE"] != "NONE"]
+
+
+# --- upstream's files -------------------------------------------------------------------------
+
+
+def test_every_upstream_file_is_shipped() -> None:
+    assert len(UPSTREAM) == 42
+    assert set(UPSTREAM) <= set(FILES)
+
+
+@pytest.mark.parametrize("file", UPSTREAM)
+def test_upstream_file_holds_upstreams_data(file: str) -> None:
+    assert raw(file) == GOLDEN["configs"][file]
+
+
+@pytest.mark.parametrize("file", UPSTREAM)
+def test_upstream_file_means_what_it_means_upstream(file: str) -> None:
+    golden = GOLDEN["merged"][file]
+    upstream = flat(golden_json("distillers")["default_config"]) | golden["differs_from_default"]
+    upstream["LOG.WANDB"] = False  # the one default that was changed on purpose
+    added = {k: v for k, v in CFG.leaves().items() if k not in upstream}
+    assert resolved(file) == upstream | added
+    assert experiment_path(file) == golden["experiment_path"]
+
+
+# --- every file -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_names_are_registered(file: str) -> None:
+    cfg = resolved(file)
+    models = MODELS[cfg["DATASET.TYPE"]]
+    method = method_of(file)
+    assert method in golden_json("distillers")["registry_order"]
+    assert cfg["DISTILLER.STUDENT"] in models
+    assert method == "NONE" or cfg["DISTILLER.TEACHER"] in models
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_program_accepts_the_file(file: str) -> None:
+    cfg = CFG.clone()
+    cfg.merge_from_file(ROOT / file)
+    check_config(cfg)  # fits method, trainer and schedule together; a warning is an error here
+    assert experiment_name(cfg) == experiment_path(file)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_decay_stage_is_reached(file: str) -> None:
+    cfg = resolved(file)
+    stages = cfg["SOLVER.LR_DECAY_STAGES"]
+    assert stages == sorted(set(stages))
+    # The rate changes in the epoch after a stage.
+    assert stages[0] >= 1 and stages[-1] < cfg["SOLVER.EPOCHS"]
+
+
+def test_every_base_is_used() -> None:
+    named = {f: raw(f)["_BASE_"] for f in ALL if "_BASE_" in raw(f)}
+    used = {((ROOT / f).parent / base).resolve() for f, base in named.items()}
+    assert {(ROOT / f).resolve() for f in set(ALL) - set(FILES)} <= used
+
+
+def test_no_two_runs_share_an_output_folder() -> None:
+    paths = [experiment_path(f) for f in FILES]
+    own = [experiment_path(f) for f in OWN]
+    assert sorted(p for p in own if paths.count(p) > 1) == []
+
+
+# --- what a file's name promises --------------------------------------------------------------
+
+
+def is_pair(file: str) -> bool:
+    return file.split("/")[2] in ("baseline", "crossbatch")
+
+
+@pytest.mark.parametrize("file", [f for f in OWN if is_pair(f)])
+def test_pair_file_matches_its_name(file: str) -> None:
+    _, dataset, folder, name = file.split("/")
+    networks = "|".join(SHORT)
+    method, teacher, student = re.fullmatch(
+        rf"([a-z]+)_({networks})_({networks})\.yaml", name
+    ).groups()
+    cfg = resolved(file)
+    kind = ("crossbatch_" if folder == "crossbatch" else "") + method
+    assert cfg["DISTILLER.TYPE"] == kind.upper()
+    assert cfg["DISTILLER.TEACHER"] == SHORT[teacher]
+    assert cfg["DISTILLER.STUDENT"] == SHORT[student]
+    assert cfg["DATASET.TYPE"] == dataset
+    assert experiment(file) == (f"{dataset}_{folder}", "", f"{kind},{teacher},{student}")
+
+
+@pytest.mark.parametrize("file", [f for f in OWN if f.split("/")[2] == "teachers"])
+def test_teacher_file_matches_its_name(file: str) -> None:
+    _, dataset, _, name = file.split("/")
+    cfg = resolved(file)
+    assert cfg["DISTILLER.TYPE"] == "NONE"
+    assert f"{cfg['DISTILLER.STUDENT']}.yaml" == name
+    assert cfg["DATASET.TYPE"] == dataset
+    assert experiment(file) == (f"{dataset}_teachers", "", cfg["DISTILLER.STUDENT"])
+
+
+@pytest.mark.parametrize("file", [f for f in OWN if f.split("/")[1] in SMALL])
+def test_small_data_set_file_matches_its_name(file: str) -> None:
+    _, dataset, name = file.split("/")
+    tag = name.removesuffix(".yaml")
+    cfg = resolved(file)
+    kind, student = {"teacher": ("NONE", "resnet20"), "vanilla": ("NONE", "resnet8")}.get(
+        tag, (tag.upper(), "resnet8")
+    )
+    assert (cfg["DISTILLER.TYPE"], cfg["DISTILLER.STUDENT"]) == (kind, student)
+    assert kind == "NONE" or cfg["DISTILLER.TEACHER"] == "resnet20"
+    assert cfg["DATASET.TYPE"] == dataset
+    assert experiment(file) == (dataset, "", tag)
+    # No numbered checkpoints: these runs are to leave little on disk.
+    assert cfg["LOG.SAVE_CHECKPOINT_FREQ"] > cfg["SOLVER.EPOCHS"]
+
+
+def names_in(folder: str) -> set[str]:
+    return {PurePosixPath(f).stem for f in FILES if f.startswith(f"configs/{folder}/")}
+
+
+def test_tables_are_complete() -> None:
+    cifar = {f"{m.lower()}_{pair}" for m in METHODS for pair in PAIRS} | {"kd_res32x4_res8x4"}
+    tiny = {"kd_r18_mv2", "kd_r18_shuv2", "kd_res56_res20"}
+    small = {"teacher", "vanilla"} | {p + m.lower() for m in METHODS for p in ("", "crossbatch_")}
+    for folder in ("baseline", "crossbatch"):
+        assert names_in(f"cifar100/{folder}") == cifar
+        assert names_in(f"tiny_imagenet/{folder}") == tiny
+    for dataset in SMALL:
+        assert names_in(dataset) == small
+
+
+@pytest.mark.parametrize("file", [f for f in OWN if f.startswith("configs/cifar100/")])
+def test_cifar_recipe(file: str) -> None:
+    cfg = resolved(file)
+    recipe = {"BATCH_SIZE": 64, "EPOCHS": 240, "TYPE": "SGD", "MOMENTUM": 0.9}
+    recipe |= {"LR": 0.05, "LR_DECAY_STAGES": [150, 180, 210], "LR_DECAY_RATE": 0.1}
+    recipe |= {"WEIGHT_DECAY": 5e-4}
+    assert {k: cfg[f"SOLVER.{k}"] for k in recipe} == recipe
+
+
+@pytest.mark.parametrize("student", ["mv2", "shuv2"])
+def test_tiny_imagenet_recipe_is_that_of_the_dot_files(student: str) -> None:
+    ours = resolved(f"configs/tiny_imagenet/baseline/kd_r18_{student}.yaml")
+    dot = resolved(f"configs/tiny_imagenet/dot/r18_{student}.yaml")
+    differing = {k for k in ours if ours[k] != dot[k]}
+    assert differing == {"SOLVER.TRAINER", "EXPERIMENT.PROJECT", "EXPERIMENT.TAG"}
+
+
+# --- cross-batch twins ------------------------------------------------------------------------
+
+
+def test_every_distilling_baseline_has_a_twin() -> None:
+    plain = set(DISTILLING) & set(OWN) - set(TWINS)
+    assert {baseline_of(f) for f in TWINS} == plain
+    assert len(TWINS) == len(plain) == 36 + 3 + 5 + 5
+
+
+@pytest.mark.parametrize("file", TWINS)
+def test_twin_differs_only_in_the_weighting(file: str) -> None:
+    ours, baseline = resolved(file), resolved(baseline_of(file))
+    changed = {k for k in ours if ours[k] != baseline[k]}
+    differing = {k for k in changed if not k.startswith("CROSSBATCH.")}
+    expected = {"DISTILLER.TYPE", "SOLVER.TRAINER", "EXPERIMENT.TAG"}
+    if resolved(file)["DATASET.TYPE"] not in SMALL:
+        expected.add("EXPERIMENT.PROJECT")
+    assert differing == expected
+    assert ours["DISTILLER.TYPE"] == PREFIX + baseline["DISTILLER.TYPE"]
+    assert (baseline["SOLVER.TRAINER"], ours["SOLVER.TRAINER"]) == ("base", "crossbatch")
+
+
+@pytest.mark.parametrize("file", TWINS)
+def test_twin_spells_out_its_weighting(file: str) -> None:
+    # The values are defaults today; a file that says them keeps its meaning when those change.
+    assert raw(file)["CROSSBATCH"] == {"READING": "align", "ALPHA": 0.5, "REFERENCE": "fresh"}
+
+
+# --- teachers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", [f for f in OWN if f in DISTILLING])
+def test_teacher_has_weights(file: str) -> None:
+    """Published weights, or those that one file of ours writes when it is run."""
+    cfg = resolved(file)
+    name, weights = cfg["DISTILLER.TEACHER"], cfg["DISTILLER.TEACHER_CKPT"]
+    if not weights:
+        kind = cfg["DATASET.TYPE"].replace("cifar100", "cifar")
+        published = golden_json("models")["models"][f"{kind}/{name}"]["teacher_checkpoint"]
+        assert published is not None
+        assert MODELS[cfg["DATASET.TYPE"]][name][1] == published
+        return
+    folder, _, leaf = weights.rpartition("/")
+    assert leaf == "student_latest"
+    written = {PurePosixPath(resolved(f)["LOG.PREFIX"], experiment_path(f)): f for f in OWN}
+    source = written[PurePosixPath(folder)]
+    assert resolved(source)["DISTILLER.STUDENT"] == name
+    assert resolved(source)["DATASET.TYPE"] == resolved(file)["DATASET.TYPE"]
+    assert method_of(source) == "NONE"
+
+
+def test_every_teacher_of_cifar_can_be_trained_here() -> None:
+    teachers = {
+        resolved(f)["DISTILLER.TEACHER"]
+        for f in DISTILLING
+        if resolved(f)["DATASET.TYPE"] == "cifar100"
+    }
+    assert names_in("cifar100/teachers") == teachers

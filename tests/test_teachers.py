@@ -1,0 +1,446 @@
+"""Reading checkpoints, whatever their format or damage, and loading teachers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mdistiller import models
+from mdistiller.errors import CheckpointError, UnknownNameError
+from mdistiller.models import teachers
+from mdistiller.models.teachers import (
+    PUBLISHED_TOP1,
+    build_model,
+    load_teacher,
+    load_weights,
+    model_dict_for,
+    read_checkpoint,
+    read_state_dict,
+)
+from tests.golden_rules import golden_json, images
+
+NAME, CLASSES = "resnet8", 10
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return build_model("digits", NAME, CLASSES)
+
+
+def save(path: Path, content: Any, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path, **options)
+    return path
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def error_of(call: Any, *args: Any) -> str:
+    """The message of the CheckpointError that the call raises; always a single line."""
+    with pytest.raises(CheckpointError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert message.isprintable(), message  # no line breaks, no escape sequences
+    return message
+
+
+# --- formats ----------------------------------------------------------------------------------
+
+
+def numpy_optimizer() -> dict[str, Any]:
+    """As mdistiller's ``latest`` after the first decay of the learning rate."""
+    groups = [{"lr": np.float64(0.005), "momentum": 0.9, "nesterov": np.bool_(False)}]
+    return {"state": {0: {"step": np.int64(3)}}, "param_groups": groups}
+
+
+def contents(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Every accepted content of a file with the weights ``state``."""
+    student = prefixed(state, "student.")
+    teacher = prefixed({"fc.weight": torch.zeros(3, 3)}, "teacher.")
+    run = {"epoch": 150, "optimizer": numpy_optimizer(), "best_acc": torch.tensor(70.0)}
+    return {
+        "bare": state,
+        "ordered": OrderedDict(state),
+        "model": {"model": state},
+        "parallel": prefixed(state, "module."),
+        "parallel model": {"model": prefixed(state, "module.")},
+        "run": {"model": prefixed(student | teacher, "module."), **run},
+        "bare run": student | teacher,
+        "student of a run": {"model": student, **run},
+    }
+
+
+@pytest.mark.parametrize("kind", contents({}))
+@pytest.mark.parametrize("new_format", [True, False])
+def test_every_format_gives_the_same_weights(
+    kind: str, new_format: bool, net: nn.Module, tmp_path: Path
+) -> None:
+    state = net.state_dict()
+    content = contents(state)[kind]
+    path = save(tmp_path / "ckpt", content, _use_new_zipfile_serialization=new_format)
+    assert_same(read_state_dict(path), state)
+    assert_same(read_state_dict(str(path)), state)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.sampled_from("ab."), min_size=1, max_size=4), st.integers(0, 3), min_size=1
+    ),
+    st.sampled_from(sorted(contents({}))),
+)
+def test_keys_come_back_as_they_were_saved(
+    tmp_path_factory: pytest.TempPathFactory, sizes: dict[str, int], kind: str
+) -> None:
+    state = {key: torch.arange(float(size)) for key, size in sizes.items()}
+    path = save(tmp_path_factory.mktemp("keys") / "ckpt", contents(state)[kind])
+    assert_same(read_state_dict(path), state)
+
+
+def test_a_part_called_module_keeps_its_name(tmp_path: Path) -> None:
+    state = {"module.weight": torch.ones(2), "head.weight": torch.ones(3)}
+    assert_same(read_state_dict(save(tmp_path / "ckpt", state)), state)
+
+
+@pytest.mark.parametrize("dtype", [*"bBhHiIlLqQefdg?"])
+def test_numpy_numbers_of_every_kind(dtype: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", {"n": np.dtype(dtype).type(1), "w": torch.ones(1)})
+    assert read_checkpoint(path)["n"] == 1
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numpy_numbers_of_old_and_new_numpy(module: str, tmp_path: Path) -> None:
+    """numpy 2 renamed the module that a pickled number refers to."""
+    path = save(tmp_path / "ckpt", {"lr": np.float64(0.5)}, _use_new_zipfile_serialization=False)
+    present = type(np.float64(0).__reduce__()[0]).__module__  # a builtin's class
+    assert present == "builtins"
+    written = np.float64(0).__reduce__()[0].__module__
+    raw = path.read_bytes()
+    assert f"c{written}\n".encode() in raw
+    path.write_bytes(raw.replace(f"c{written}\n".encode(), f"c{module}\n".encode()))
+    assert read_checkpoint(path) == {"lr": 0.5}
+
+
+def test_reading_leaves_no_global_allowed(tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", {"lr": np.float64(0.5)})
+    before = torch.serialization.get_safe_globals()
+    read_checkpoint(path)
+    assert torch.serialization.get_safe_globals() == before
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
+def test_map_location(tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", {"model": {"w": torch.ones(2)}})
+    assert read_state_dict(path, map_location="meta")["w"].is_meta
+    assert read_state_dict(path)["w"].device.type == "cpu"
+
+
+# --- damage and malice ------------------------------------------------------------------------
+
+
+class Malicious:
+    """Would create the file ``flag`` when unpickled."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.flag),)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_malicious_file_is_refused_and_not_executed(new_format: bool, tmp_path: Path) -> None:
+    flag = tmp_path / "executed"
+    content = {"model": {"w": torch.ones(1)}, "extra": Malicious(flag)}
+    path = save(tmp_path / "ckpt", content, _use_new_zipfile_serialization=new_format)
+    message = error_of(read_state_dict, path)
+    assert str(path) in message
+    assert "is refused" in message
+    assert "mkdir" in message
+    assert not flag.exists()
+    torch.load(path, weights_only=False)  # the file would have done it
+    assert flag.exists()
+
+
+def test_a_bare_pickle_is_not_executed(tmp_path: Path) -> None:
+    flag, path = tmp_path / "executed", tmp_path / "ckpt"
+    path.write_bytes(pickle.dumps(Malicious(flag)))
+    assert str(path) in error_of(read_state_dict, path)
+    assert not flag.exists()
+
+
+def test_whole_module_is_refused_with_advice(net: nn.Module, tmp_path: Path) -> None:
+    message = error_of(read_state_dict, save(tmp_path / "ckpt", net))
+    assert "mdistiller.models.cifar.resnet.ResNet" in message
+    assert "save model.state_dict() instead" in message
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "no_such_file"
+    assert error_of(read_state_dict, path) == f"{path}: no such file; check the path"
+
+
+def test_folder(tmp_path: Path) -> None:
+    message = error_of(read_state_dict, tmp_path)
+    assert f"{tmp_path} cannot be read (Is a directory)" in message
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@given(cut=st.floats(0, 1, exclude_max=True))
+@example(cut=0.0)
+def test_truncated_file(
+    new_format: bool, cut: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "ckpt"
+    save(path, {"model": {"w": torch.ones(50)}}, _use_new_zipfile_serialization=new_format)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(cut * len(raw))])
+    message = error_of(read_state_dict, path)
+    assert f"{path} is damaged or no torch checkpoint" in message
+    assert "fetch or train it again" in message
+
+
+@given(st.binary(max_size=200))
+@example(b"<!DOCTYPE html><html></html>")
+@example(b"version https://git-lfs.github.com/spec/v1\n")
+@example(pickle.dumps({"w": 1}))
+def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "ckpt"
+    path.write_bytes(raw)
+    assert str(path) in error_of(read_state_dict, path)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [], 3, "text", {"model": {}}, {"model": {"epoch": 1}}, [torch.ones(1)]]
+)
+def test_no_weights(content: Any, tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", content)
+    message = error_of(read_state_dict, path)
+    assert f"{path} holds no weights" in message
+    assert "torch.save" in message
+
+
+# --- loading into a network -------------------------------------------------------------------
+
+
+def test_loaded_network_computes_the_same(net: nn.Module, tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", {"model": net.state_dict()})
+    other = build_model("digits", NAME, CLASSES)
+    load_weights(other, path)
+    x = images(0, 2, 32)
+    assert torch.equal(other.eval()(x)[0], net.eval()(x)[0])
+
+
+def test_file_without_batch_counters(net: nn.Module, tmp_path: Path) -> None:
+    """The published teachers may be as old as torch 0.4.0, which had none."""
+    state = {k: v + 1 for k, v in net.state_dict().items() if not k.endswith("tracked")}
+    load_weights(net, save(tmp_path / "ckpt", state))
+    assert torch.equal(net.fc.weight, state["fc.weight"])
+    assert net.bn1.num_batches_tracked == 0
+
+
+def test_wrong_class_count(net: nn.Module, tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", build_model("cifar100", NAME, 100).state_dict())
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    message = error_of(load_weights, net, path)
+    assert f"{path} does not fit ResNet: the file has 100 classes, the network 10" in message
+    assert "2 of another shape" in message
+    assert "fc.weight (file [100, 64], network [10, 64])" in message
+    assert "fc.bias (file [100], network [10])" in message
+    assert "missing" not in message
+    assert_same(net.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("cifar100", n) for n in ("vgg8", "wrn_16_1", "MobileNetV2", "ShuffleV1", "ShuffleV2")]
+    + [("tiny_imagenet", "MobileNetV2"), ("imagenet", "MobileNetV1")],
+)
+def test_class_count_is_found_in_every_family(dataset: str, name: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", build_model(dataset, name, 7).state_dict())
+    message = error_of(load_weights, build_model(dataset, name, 5), path)
+    assert "the file has 7 classes, the network 5; 2 of another shape" in message
+
+
+def test_wrong_keys(net: nn.Module, tmp_path: Path) -> None:
+    state = net.state_dict()
+    for key in ("conv1.weight", "bn1.weight", "bn1.bias", "fc.bias"):
+        del state[key]
+    state["extra"] = torch.ones(1)
+    state["bn1.running_mean"] = torch.ones(3)
+    message = error_of(load_weights, net, save(tmp_path / "ckpt", state))
+    assert "4 missing: conv1.weight, bn1.weight, bn1.bias, ...;" in message
+    assert "1 unexpected: extra;" in message
+    assert "1 of another shape: bn1.running_mean (file [3], network [16]);" in message
+    assert "classes" not in message
+
+
+def test_wrong_architecture(net: nn.Module, tmp_path: Path) -> None:
+    path = save(tmp_path / "ckpt", build_model("digits", "vgg8", CLASSES).state_dict())
+    message = error_of(load_weights, net, path)
+    assert "use the architecture and the data set that the file was trained with" in message
+    assert len(message) < 600
+
+
+# --- teachers ---------------------------------------------------------------------------------
+
+
+def test_published_accuracies_belong_to_published_teachers() -> None:
+    order = golden_json("models")["registry_order"]["cifar"]
+    registered = [
+        name
+        for name in order
+        if golden_json("models")["models"][f"cifar/{name}"]["teacher_checkpoint"]
+    ]
+    assert list(PUBLISHED_TOP1) == registered
+    assert PUBLISHED_TOP1["resnet32x4"] == 79.42
+
+
+@pytest.mark.parametrize(
+    ("dataset", "registry"),
+    [
+        ("cifar100", models.cifar_model_dict),
+        ("fashion_mnist", models.cifar_model_dict),
+        ("digits", models.cifar_model_dict),
+        ("glyphs", models.cifar_model_dict),
+        ("tiny_imagenet", models.tiny_imagenet_model_dict),
+        ("imagenet", models.imagenet_model_dict),
+    ],
+)
+def test_models_of_a_data_set(dataset: str, registry: dict[str, Any]) -> None:
+    assert model_dict_for(dataset) is registry
+    name = next(iter(registry))
+    with torch.device("meta"):
+        net = build_model(dataset, name, 7)
+    assert len(list(net.parameters())[-1]) == 7
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(
+        UnknownNameError, match="unknown data set 'cifar10'; did you mean 'cifar100'"
+    ):
+        model_dict_for("cifar10")
+    with pytest.raises(UnknownNameError, match="did you mean 'resnet56'"):
+        build_model("cifar100", "resnet57", 100)
+    with pytest.raises(UnknownNameError, match="ImageNet model"):
+        load_teacher("imagenet", "vgg13", 1000)
+
+
+def test_teacher_from_a_given_file(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "ckpt", {"model": net.state_dict()})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for ckpt in (str(tmp_path / "ckpt"), "~/ckpt"):
+        teacher = load_teacher("digits", NAME, CLASSES, ckpt)
+        assert not any(module.training for module in teacher.modules())
+        assert_same(teacher.state_dict(), net.state_dict())
+
+
+def test_given_file_that_is_missing(tmp_path: Path) -> None:
+    ckpt = str(tmp_path / "ckpt")
+    assert f"{ckpt}: no such file" in error_of(load_teacher, "cifar100", "resnet56", 100, ckpt)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """An empty current folder and an empty repository."""
+    current, repository = tmp_path / "current", tmp_path / "repository"
+    current.mkdir()
+    monkeypatch.chdir(current)
+    monkeypatch.setattr(teachers, "_REPOSITORY", repository)
+    return current, repository
+
+
+def test_repository_is_where_the_package_lies() -> None:
+    assert teachers._REPOSITORY == Path(models.__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "classes"),
+    [("cifar100", "resnet56", 100), ("tiny_imagenet", "ResNet18", 200)],
+)
+def test_registered_file_is_searched_for_here_then_in_the_repository(
+    dataset: str, name: str, classes: int, folders: tuple[Path, Path]
+) -> None:
+    current, repository = folders
+    relative = model_dict_for(dataset)[name][1]
+    here, there = build_model(dataset, name, classes), build_model(dataset, name, classes)
+    save(repository / relative, {"model": there.state_dict()})
+    teacher = load_teacher(dataset, name, classes)
+    assert not teacher.training
+    assert_same(teacher.state_dict(), there.state_dict())
+    save(current / relative, {"model": here.state_dict()})
+    assert_same(load_teacher(dataset, name, classes).state_dict(), here.state_dict())
+
+
+def test_missing_published_teacher(folders: tuple[Path, Path]) -> None:
+    message = error_of(load_teacher, "cifar100", "resnet56", 100)
+    assert "download_ckpts/cifar_teachers/resnet56_vanilla/ckpt_epoch_240.pth" in message
+    assert "python tools/download_teachers.py" in message
+    assert "python tools/train.py --cfg configs/cifar100/teachers/resnet56.yaml" in message
+
+
+def test_missing_teacher_that_nobody_published(folders: tuple[Path, Path]) -> None:
+    message = error_of(load_teacher, "cifar100", "ResNet101", 100)
+    assert "ResNet101_vanilla" in message
+    assert "download" not in message.replace("download_ckpts", "")
+    assert "python tools/train.py --cfg configs/cifar100/teachers/ResNet101.yaml" in message
+
+
+def test_missing_teacher_of_tiny_imagenet(folders: tuple[Path, Path]) -> None:
+    message = error_of(load_teacher, "tiny_imagenet", "ResNet18", 200)
+    assert "ti_res18" in message
+    assert "set DISTILLER.TEACHER_CKPT" in message
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("cifar100", "resnet8"), ("tiny_imagenet", "resnet56"), ("digits", "resnet56")]
+    + [("fashion_mnist", "vgg13"), ("glyphs", "ResNet101")],
+)
+def test_teacher_without_registered_file(
+    dataset: str, name: str, folders: tuple[Path, Path]
+) -> None:
+    """Also where the networks are CIFAR's: its files are no teachers for other data."""
+    for file in (name, "resnet56"):
+        relative = f"download_ckpts/cifar_teachers/{file}_vanilla/ckpt_epoch_240.pth"
+        save(folders[0] / relative, {"w": torch.ones(1)})
+    message = error_of(load_teacher, dataset, name, 10)
+    assert f"no checkpoint for the teacher {name} on {dataset}" in message
+    assert "set DISTILLER.TEACHER_CKPT" in message
+
+
+def test_imagenet_teacher_is_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = build_model("imagenet", "ResNet18", 1000).state_dict()
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda url, **options: expected
+    )
+    teacher = load_teacher("imagenet", "ResNet18", 1000)
+    assert not teacher.training
+    assert_same(teacher.state_dict(), expected)
+
+
+def test_imagenet_teacher_from_a_given_file(tmp_path: Path) -> None:
+    """Nothing is downloaded then, also for networks without published weights."""
+    expected = build_model("imagenet", "MobileNetV1", 10).state_dict()
+    ckpt = str(save(tmp_path / "ckpt", {"model": expected}))
+    assert_same(load_teacher("imagenet", "MobileNetV1", 10, ckpt).state_dict(), expected)
+    assert "no published weights" in error_of(load_teacher, "imagenet", "MobileNetV1", 1000)
