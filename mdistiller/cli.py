@@ -6,21 +6,22 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from mdistiller.errors import MdistillerError
 
 
-def exit_on_error(main: Callable[[], None]) -> Callable[[], None]:
+def exit_on_error(main: Callable[..., None]) -> Callable[..., None]:
     """Decorator for a tool's ``main``: a user's error becomes one line and an exit status.
 
     Ctrl-C ends with status 130; warnings are shown as one line each.
     """
 
     @functools.wraps(main)
-    def wrapped() -> None:
+    def wrapped(*args: Any, **kwargs: Any) -> None:
         warnings.showwarning = _show_warning
         try:
-            main()
+            main(*args, **kwargs)
         except MdistillerError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)

@@ -174,7 +174,7 @@ def test_iterate_rejects_a_batch_that_does_not_exist(start):
 
 
 def test_second_stream_leaves_the_first_alone():
-    alone = [list(make_loader()) for _ in range(1)][0]
+    alone = list(make_loader())
     loader = make_loader()
     auxiliary = loader.stream("auxiliary", batch_size=3)
     mixed = []

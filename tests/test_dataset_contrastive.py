@@ -124,7 +124,9 @@ def test_settings_come_from_the_configuration():
     assert "mode relax" in golden_json("configs")["dataset"]["crd_sampling"]["cifar100"]
 
 
-@pytest.mark.parametrize(("k", "mode", "key"), [(0, "exact", "CRD.NCE.K"), (1, "Exact", "CRD.MODE")])
+@pytest.mark.parametrize(
+    ("k", "mode", "key"), [(0, "exact", "CRD.NCE.K"), (1, "Exact", "CRD.MODE")]
+)
 def test_impossible_settings_name_their_key(k, mode, key):
     with pytest.raises(ConfigError, match=key):
         ContrastiveSettings(k, mode)

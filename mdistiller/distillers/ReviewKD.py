@@ -75,7 +75,9 @@ class ABF(nn.Module):
         )
         self.att_conv = None
         if fuse:
-            self.att_conv = nn.Sequential(nn.Conv2d(2 * mid_channel, 2, kernel_size=1), nn.Sigmoid())
+            self.att_conv = nn.Sequential(
+                nn.Conv2d(2 * mid_channel, 2, kernel_size=1), nn.Sigmoid()
+            )
         nn.init.kaiming_uniform_(self.conv1[0].weight, a=1)
         nn.init.kaiming_uniform_(self.conv2[0].weight, a=1)
 

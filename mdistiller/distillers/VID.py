@@ -81,7 +81,10 @@ class VID(Distiller):
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         stages = zip(
-            self.regressors, self.log_scales, feature_s["feats"][1:], feature_t["feats"][1:],
+            self.regressors,
+            self.log_scales,
+            feature_s["feats"][1:],
+            feature_t["feats"][1:],
             strict=False,
         )
         losses = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ._config import Config
 from ._defaults import default_tree
-from .utils import log_msg
+from .utils import say
 
 CFG: Config = default_tree(Config)
 
@@ -39,7 +39,7 @@ def dump_cfg(cfg: Config) -> str:
 
 def show_cfg(cfg: Config) -> None:
     """Print :func:`dump_cfg`."""
-    print(log_msg(f"CONFIG:\n{dump_cfg(cfg)}", "INFO"))
+    say(f"CONFIG:\n{dump_cfg(cfg)}")
 
 
 def experiment_name(cfg: Config, opts: list[str] | tuple[str, ...] = ()) -> str:

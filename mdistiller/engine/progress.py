@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from .utils import log_msg
+from .utils import say
 
 
 class Progress:
@@ -61,7 +61,7 @@ class Progress:
             f"test {entry['test_acc']:.2f} (best {entry['best_acc']:.2f})  "
             f"{entry['images_per_second']:.0f} images/s  ETA {_duration(left)}"
         )
-        print(log_msg(line, "TRAIN") if self._terminal else line, flush=True)
+        say(line, "TRAIN")
 
     def close(self) -> None:
         """Remove an unfinished bar, so that what is printed next begins a line."""

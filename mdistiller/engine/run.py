@@ -16,7 +16,7 @@ from . import trainer_dict
 from .cfg import experiment_name, show_cfg
 from .check import check_config
 from .trainer import BaseTrainer
-from .utils import log_msg, validate
+from .utils import say, validate
 
 # A teacher this many points below its published accuracy is probably not the published one.
 TEACHER_TOLERANCE = 0.5
@@ -74,12 +74,10 @@ def run_training(
     trainer = build_trainer(cfg, opts)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
     result = trainer.train(resume=resume)
-    print(
-        log_msg(
-            f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
-            f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
-            "EVAL",
-        )
+    say(
+        f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
+        f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
+        "EVAL",
     )
     return result
 
@@ -106,13 +104,11 @@ def check_teacher(cfg: Any, teacher: torch.nn.Module, val_loader: Any) -> float:
     name = cfg.DISTILLER.TEACHER
     published = PUBLISHED_TOP1.get(name) if cfg.DATASET.TYPE == "cifar100" else None
     beside = f" (published {published:.2f})" if published else ""
-    print(log_msg(f"teacher {name}: top-1 {top1:.2f}{beside}", "EVAL"))
+    say(f"teacher {name}: top-1 {top1:.2f}{beside}", "EVAL")
     if published and top1 < published - TEACHER_TOLERANCE:
-        print(
-            log_msg(
-                f"teacher {name} is {published - top1:.2f} points below its published accuracy: "
-                "is this the right checkpoint?",
-                "WARN",
-            )
+        say(
+            f"warning: teacher {name} is {published - top1:.2f} points below its published "
+            "accuracy: is this the right checkpoint?",
+            "WARN",
         )
     return top1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -83,6 +84,11 @@ def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> li
 def log_msg(msg: str, mode: str = "INFO") -> str:
     """``msg`` with a coloured mode in front, for a terminal."""
     return f"\033[{_COLOURS[mode]}m[{mode}] {msg}\033[0m"
+
+
+def say(msg: str, mode: str = "INFO") -> None:
+    """Print ``msg``, with its coloured mode where the output is a terminal."""
+    print(log_msg(msg, mode) if sys.stdout.isatty() else msg, flush=True)
 
 
 def learning_rate(epoch: int, cfg) -> float:

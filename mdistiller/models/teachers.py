@@ -71,7 +71,7 @@ def load_teacher(dataset: str, name: str, num_classes: int, ckpt: str = "") -> n
         return imagenet_model_dict[name](pretrained=True, num_classes=num_classes).eval()
     model = build_model(dataset, name, num_classes)
     load_weights(model, Path(ckpt).expanduser() if ckpt else _registered_file(dataset, name))
-    return model.eval()
+    return model
 
 
 def _registered_file(dataset: str, name: str) -> Path:
@@ -188,8 +188,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
-                f"{path} is refused, for it holds Python objects beside tensors "
-                f"({refused.group(1)}); nothing of it was run, save model.state_dict() instead"
+                f"{path} is refused, for it asks for the Python object {refused.group(1)}, and "
+                "nothing of it was run; fetch it again, or save model.state_dict() instead"
             ) from None
         raise _damaged(path, error) from None
     except Exception as error:  # on arbitrary bytes the unpickler fails in arbitrary ways

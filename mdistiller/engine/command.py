@@ -1,0 +1,46 @@
+"""The command line of ``tools/train.py``; also ``python -m mdistiller.engine.command``."""
+
+from __future__ import annotations
+
+import argparse
+
+from mdistiller.cli import exit_on_error
+
+from .cfg import CFG
+from .run import run_training
+
+EXAMPLES = """examples:
+  python tools/train.py --cfg configs/digits/teacher.yaml
+  python tools/train.py --cfg configs/digits/crossbatch_kd.yaml EXPERIMENT.SEED 1
+  python tools/train.py --cfg configs/cifar100/crossbatch/kd_res56_res20.yaml --resume
+"""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a student as a configuration file says.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="the YAML file of the run")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run after its last complete epoch"
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of configuration keys"
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+@exit_on_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    cfg = CFG.clone()
+    cfg.merge_from_file(args.cfg)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    run_training(cfg, args.opts, resume=args.resume)
+
+
+if __name__ == "__main__":
+    main()
