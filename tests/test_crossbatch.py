@@ -61,9 +61,7 @@ def by_hand(tmp_path, distiller_class, **arguments):
         _, losses = distiller(image=image, target=target, index=index, epoch=1)
         distiller.split_losses(losses)[part].backward()
         rows.append(
-            flat(
-                torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters()
-            )
+            flat(torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters())
         )
     student, _ = networks(dtype=torch.float64)
     student.train()
@@ -158,7 +156,9 @@ def test_parameter_that_no_loss_reaches_gets_no_gradient(tmp_path):
 
 
 def train(tmp_path, name, *opts, distiller=CrossBatchKD, dtype=torch.float64, **options):
-    trainer = crossbatch_trainer(tmp_path / name, *opts, distiller=distiller, dtype=dtype, **options)
+    trainer = crossbatch_trainer(
+        tmp_path / name, *opts, distiller=distiller, dtype=dtype, **options
+    )
     trainer.train()
     return student_vector(trainer.distiller)
 

@@ -14,6 +14,7 @@ from mdistiller.dataset import ArrayLoader, ContrastiveSettings, ImageArray, Rec
 from mdistiller.errors import DataError
 
 RECIPE = Recipe(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), flip=True)
+CONTRAST = ContrastiveSettings(4)
 
 
 def make_set(n: int = 23, size: int = 8, classes: int = 3, padding: int = 2) -> ImageArray:
@@ -159,7 +160,7 @@ def test_global_generators_are_neither_read_nor_moved():
 @given(st.integers(1, 30), st.data())
 def test_iterate_equals_skipping(batch_size, data):
     dataset = make_set()
-    loader = make_loader(dataset, batch_size, contrast=ContrastiveSettings(4))
+    loader = make_loader(dataset, batch_size, contrast=CONTRAST)
     start = data.draw(st.integers(0, len(loader)))
     loader.set_epoch(3)
     whole = list(loader)
@@ -200,6 +201,18 @@ def test_stream_shares_data_but_not_randomness():
     assert not torch.equal(next(iter(loader))[2], next(iter(auxiliary))[2])
 
 
+def test_stream_of_a_used_loader_begins_with_epoch_one():
+    loader = make_loader()
+    list(loader)
+    assert_same(loader.stream("auxiliary"), make_loader().stream("auxiliary"))
+
+
+def test_each_purpose_has_its_own_random_numbers():
+    loader = make_loader()
+    seeds = {loader._generator(e, p).initial_seed() for e in (1, 2) for p in ("order", "crop")}
+    assert len(seeds) == 4
+
+
 def test_main_stream_is_called_train():
     loader = make_loader()
     assert_same(loader, make_loader().stream("train"))
@@ -212,7 +225,7 @@ def test_stream_takes_its_own_batch_size():
 
 
 def test_contrastive_indices_only_where_asked_for():
-    loader = make_loader(contrast=ContrastiveSettings(4))
+    loader = make_loader(contrast=CONTRAST)
     for _, _, index, contrast in loader:
         assert contrast.shape == (len(index), 5)
         assert torch.equal(contrast[:, 0], index)
@@ -224,13 +237,19 @@ def test_contrastive_indices_only_where_asked_for():
     assert not torch.equal(next(iter(own))[3][:, 1:], next(iter(loader))[3][:, 1:])
 
 
+def test_contrastive_indices_differ_from_batch_to_batch():
+    same = ImageArray(torch.zeros(40, 3, 4, 4, dtype=torch.uint8), torch.arange(40) % 2, 2)
+    drawn = {tuple(b[3][0, 1:].tolist()) for b in make_loader(same, 1, contrast=CONTRAST)}
+    assert len(drawn) == 40
+
+
 def test_contrastive_stream_needs_settings():
     with pytest.raises(ValueError, match="settings"):
         make_loader().stream("other", contrastive=True)
 
 
 def test_contrastive_images_equal_the_plain_ones():
-    plain, contrastive = make_loader(), make_loader(contrast=ContrastiveSettings(4))
+    plain, contrastive = make_loader(), make_loader(contrast=CONTRAST)
     assert_same(plain, [b[:3] for b in contrastive])
 
 
@@ -287,8 +306,8 @@ def test_bad_arrays_are_refused(images, labels, message):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_shows_the_same_images():
-    cpu = list(make_loader(contrast=ContrastiveSettings(4)))
-    gpu = list(make_loader(contrast=ContrastiveSettings(4), device=torch.device("cuda")))
+    cpu = list(make_loader(contrast=CONTRAST))
+    gpu = list(make_loader(contrast=CONTRAST, device=torch.device("cuda")))
     for a, b in zip(cpu, gpu, strict=True):
         assert all(t.is_cuda for t in b)
         assert torch.allclose(a[0], b[0].cpu(), rtol=0, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdistiller.dataset import ContrastiveSampler, ContrastiveSettings
+from mdistiller.dataset import ContrastiveSampler, ContrastiveSettings, _contrastive
 from mdistiller.dataset._contrastive import contrastive_settings
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import ConfigError, DataError
@@ -70,7 +70,10 @@ def test_negatives_are_uniform(k, replace):
     assert np.abs(counts[others] - expected).max() < 5 * np.sqrt(expected)
 
 
-def test_every_set_of_distinct_negatives_is_equally_likely():
+@pytest.mark.parametrize("margin", [6.0, 0.0, -1.0])
+def test_every_set_of_distinct_negatives_is_equally_likely(monkeypatch, margin):
+    # Without the margin, often too few are drawn at first.
+    monkeypatch.setattr(_contrastive, "_MARGIN", margin)
     sampler = ContrastiveSampler(LABELS, ContrastiveSettings(2))
     drawn = torch.cat([sampler.sample(torch.tensor([2] * 64), 1, r) for r in range(60)])
     pairs, counts = drawn[:, 1:].sort(dim=1).values.unique(dim=0, return_counts=True)

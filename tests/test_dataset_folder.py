@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mdistiller.dataset import FolderLoader, get_dataset, imagenet, tiny_imagenet
+from mdistiller.dataset import FolderLoader, _folder, get_dataset, imagenet, tiny_imagenet
 from mdistiller.dataset.tiny_imagenet import sort_val
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import DataError
 from tests.golden_rules import golden_json
+
+# Python 3.12 and later warn of every fork; DataLoader forks its workers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 GOLDEN = golden_json("configs")["dataset"]
 CLASSES = ("n01", "n02", "n03")
@@ -144,6 +147,15 @@ def test_epochs_differ_in_order_and_augmentation(tiny):
     assert torch.equal(again, epochs[0][1][epochs[0][0]])
 
 
+def test_each_image_is_augmented_in_its_own_way(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    for i in range(8):
+        save(root / "train" / "n01" / f"{i}.JPEG", 0, 64)
+    save(root / "val" / "n01" / "0.JPEG", 0, 64)
+    train = get_dataset(config("tiny_imagenet", tmp_path))[0]
+    assert len(torch.cat([b[0] for b in train]).unique(dim=0)) == 8
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_iterate_equals_skipping(tiny, workers):
     train = get_dataset(config("tiny_imagenet", tiny.parent, workers))[0]
@@ -216,6 +228,13 @@ def test_image_that_cannot_be_decoded_is_named(tiny, workers, content):
     with pytest.raises(DataError, match="n02_1.JPEG: cannot be read") as caught:
         list(train)
     one_line(caught)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_cuda_only(tiny, monkeypatch, device, pinned):
+    monkeypatch.setattr(_folder, "resolve_device", lambda name: torch.device(device))
+    train, val, _, _ = get_dataset(config("tiny_imagenet", tiny.parent))
+    assert train._pin_memory is val._pin_memory is pinned
 
 
 def test_missing_data_say_what_to_do(tmp_path):

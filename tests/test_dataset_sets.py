@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import pickle
 import struct
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100, FashionMNIST
 
 from mdistiller import download
-from mdistiller.dataset import ArrayLoader, cifar100, dataset_dict, fashion_mnist, get_dataset
+from mdistiller.dataset import (
+    ArrayLoader,
+    cifar100,
+    dataset_dict,
+    digits,
+    fashion_mnist,
+    get_dataset,
+)
 from mdistiller.dataset._idx import read_idx
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import DataError, UnknownNameError
@@ -61,11 +71,15 @@ def test_unknown_name_lists_the_valid_ones():
         get_dataset(config("CIFAR100"))
 
 
-def test_a_new_data_set_can_be_registered(monkeypatch):
-    monkeypatch.delitem(dataset_dict, "digits")
+def test_a_new_data_set_can_be_registered():
     made = object()
-    dataset_dict.register("digits")(lambda cfg: made)
-    assert get_dataset(config("digits")) is made
+    dataset_dict.register("mine")(lambda cfg: made)
+    try:
+        assert get_dataset(config("mine")) is made
+        with pytest.raises(ValueError, match="registered already"):
+            dataset_dict.register("mine")(lambda cfg: None)
+    finally:
+        del dataset_dict["mine"]
 
 
 # --- digits
@@ -97,8 +111,6 @@ def test_digits_split_is_stratified_and_fixed():
 
 
 def test_digits_splits_are_disjoint_and_complete():
-    from sklearn.datasets import load_digits
-
     train, val, _, _ = get_dataset(config("digits"))
     corner = [loader.dataset.images[:, 0, 2::4, 2::4] for loader in (train, val)]
     assert len(torch.cat(corner)) == len(load_digits().images) == 1797
@@ -107,8 +119,6 @@ def test_digits_splits_are_disjoint_and_complete():
 
 
 def test_digits_look_like_the_originals():
-    from sklearn.datasets import load_digits
-
     raw = load_digits()
     _, val, _, _ = get_dataset(config("digits"))
     small = torch.nn.functional.avg_pool2d(val.dataset.images[:, 0].float(), 4) * 16 / 255
@@ -121,21 +131,13 @@ def test_digits_look_like_the_originals():
 def test_digits_are_normalised_and_not_mirrored():
     train, _, _, _ = get_dataset(config("digits"))
     plain = train.dataset.images.double() / 255
-    assert plain.mean().item() == pytest.approx(train_recipe("digits").mean[0], abs=1e-4)
-    assert plain.std(correction=0).item() == pytest.approx(train_recipe("digits").std[0], abs=1e-4)
-    assert not train_recipe("digits").flip
+    assert plain.mean().item() == pytest.approx(digits.RECIPE.mean[0], abs=1e-4)
+    assert plain.std(correction=0).item() == pytest.approx(digits.RECIPE.std[0], abs=1e-4)
+    assert not digits.RECIPE.flip
     assert train.dataset.padding == 4
 
 
-def train_recipe(name: str):
-    from mdistiller.dataset import digits
-
-    return {"digits": digits, "cifar100": cifar100, "fashion_mnist": fashion_mnist}[name].RECIPE
-
-
 def test_digits_without_scikit_learn_say_so(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "pip install scikit-learn" in message_of(config("digits"))
 
@@ -165,10 +167,10 @@ def test_loading_does_not_touch_the_global_generators():
 
 
 class OldDtype:
-    """Pickles like the uint8 type of the numpy that wrote the original files."""
+    """Pickles so that numpy warns as 2.4.0 does of the original files (others only by keyword)."""
 
     def __reduce__(self):
-        return np.dtype, ("u1", 0, 1), (3, "|", None, None, None, -1, -1, 0)
+        return functools.partial(np.dtype, align=0, copy=True), ("u1",)
 
 
 class OldArray:
@@ -239,7 +241,7 @@ def test_cifar100_is_unpacked_and_read(cifar):
 def test_cifar100_is_prepared_as_upstream(cifar):
     cifar.write()
     train, val, _, _ = get_dataset(config("cifar100", cifar.root))
-    recipe, text = train_recipe("cifar100"), GOLDEN["cifar100"]["train_transform"]
+    recipe, text = cifar100.RECIPE, GOLDEN["cifar100"]["train_transform"]
     assert f"Normalize(mean={recipe.mean}, std={recipe.std})" in text
     assert f"padding={train.dataset.padding})" in text
     assert recipe.flip is ("RandomHorizontalFlip(p=0.5)" in text)
@@ -417,7 +419,7 @@ def test_fashion_mnist_constants_are_those_of_the_padded_training_set():
     pixels = len(images) * 32 * 32
     mean = images.sum() / pixels
     std = ((images**2).sum() / pixels - mean**2) ** 0.5
-    recipe = train_recipe("fashion_mnist")
+    recipe = fashion_mnist.RECIPE
     assert recipe.mean == pytest.approx([mean] * 3, abs=5e-5)
     assert recipe.std == pytest.approx([std] * 3, abs=5e-5)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True  # honour the Range header
         self.send_length = True
         self.cut_after: list[int] = []  # for each of the next answers: bytes before it hangs up
+        self.stall = 0.0  # seconds before it hangs up on a cut answer
         self.statuses: list[int] = []  # answered to the next requests instead of the file
         self.content_range: str | None = None  # replaces the true one
         self.asked: list[str | None] = []  # the Range header of each request
@@ -73,7 +75,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.send_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: self.server.cut_after.pop(0)] if self.server.cut_after else body)
+        if not self.server.cut_after:
+            self.wfile.write(body)
+            return
+        self.wfile.write(body[: self.server.cut_after.pop(0)])
+        self.wfile.flush()
+        time.sleep(self.server.stall)
 
 
 @contextmanager
@@ -129,6 +136,14 @@ def test_fetch_continues_after_connections_that_broke(server, tmp_path):
     fetch(server.url("a.tar"), tmp_path / "a.tar")
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
     assert server.asked == [None] + [f"bytes={n}-" for n in (700, 750, 751, 2751, 2754)]
+
+
+def test_fetch_continues_after_a_server_that_fell_silent(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_TIMEOUT_SECONDS", 0.1)
+    server.cut_after, server.stall = [700], 0.5
+    fetch(server.url("a.tar"), tmp_path / "a.tar")
+    assert (tmp_path / "a.tar").read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=700-"]
 
 
 def test_fetch_restarts_where_the_server_ignores_the_range(server, tmp_path):

@@ -14,6 +14,9 @@ from mdistiller.seeding import derive_seed
 
 CONTRASTIVE_DISTILLERS = ("CRD", "CROSSBATCH_CRD")
 
+# How many standard deviations more than K negatives are drawn, lest they be too few.
+_MARGIN = 6.0
+
 
 @dataclass(frozen=True)
 class ContrastiveSettings:
@@ -107,7 +110,7 @@ class ContrastiveSampler:
         own = self._by_class[self._starts[label] :][: self._sizes[label]]
         others = total - len(own)
         spread = np.sqrt(k * (1 - k / others))
-        threshold = min(256, int(np.ceil(256 * (k + 6 * spread) / others)))
+        threshold = min(256, int(np.ceil(256 * (k + _MARGIN * spread) / others)))
         drawn = rng.bit_generator.random_raw(-(-total // 8)).view(np.uint8)[:total]
         kept = _positions(drawn <= threshold - 1, own)
         if len(kept) < k:

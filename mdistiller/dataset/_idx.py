@@ -22,14 +22,13 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         DataError: the file cannot be read, is truncated, or holds something else.
     """
     content = _read(path)
-    header_size = 4 + 4 * ndim
-    if len(content) < header_size:
-        raise DataError(f"{path}: truncated, its IDX header is incomplete")
-    magic = content[:4]
-    if magic != bytes([0, 0, _UNSIGNED_BYTE, ndim]):
+    magic, header_size = content[:4], 4 + 4 * ndim
+    if len(magic) == 4 and magic != bytes([0, 0, _UNSIGNED_BYTE, ndim]):
         raise DataError(
             f"{path}: not an IDX file of bytes in {ndim} dimensions (it starts with {magic.hex()})"
         )
+    if len(content) < header_size:
+        raise DataError(f"{path}: truncated, its IDX header is incomplete")
     shape = struct.unpack(f">{ndim}I", content[4:header_size])
     found, expected = len(content) - header_size, math.prod(shape)
     if found != expected:

@@ -49,7 +49,7 @@ def _load(root: Path, train: bool, padding: int) -> ImageArray:
 
 def _open(root: Path, train: bool) -> CIFAR100:
     with warnings.catch_warnings():
-        # numpy >= 2.4 dislikes how the numpy of 2009 wrote the files.
+        # numpy 2.4.0 to 2.4.4 dislike how the numpy of 2009 wrote the files.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align")
         return CIFAR100(root, train=train, download=False)
 

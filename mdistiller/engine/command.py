@@ -7,9 +7,11 @@ import argparse
 from mdistiller.cli import exit_on_error
 
 from .cfg import CFG
+from .listing import list_everything
 from .run import run_training
 
 EXAMPLES = """examples:
+  python tools/train.py --list
   python tools/train.py --cfg configs/digits/teacher.yaml
   python tools/train.py --cfg configs/digits/crossbatch_kd.yaml EXPERIMENT.SEED 1
   python tools/train.py --cfg configs/cifar100/crossbatch/kd_res56_res20.yaml --resume
@@ -22,7 +24,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="the YAML file of the run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--cfg", metavar="FILE", help="the YAML file of the run")
+    what.add_argument(
+        "--list", action="store_true", help="print all distillers, trainers, models and data sets"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="continue the run after its last complete epoch"
     )
@@ -35,6 +41,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    if args.list:
+        print(list_everything())
+        return
     cfg = CFG.clone()
     cfg.merge_from_file(args.cfg)
     cfg.merge_from_list(args.opts)

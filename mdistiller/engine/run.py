@@ -13,7 +13,7 @@ from mdistiller.models.teachers import PUBLISHED_TOP1, build_model, load_teacher
 from mdistiller.seeding import derive_seed, seed_everything
 
 from . import trainer_dict
-from .cfg import experiment_name, show_cfg
+from .cfg import CFG, experiment_name, show_cfg
 from .check import check_config
 from .trainer import BaseTrainer
 from .utils import say, validate
@@ -112,3 +112,41 @@ def check_teacher(cfg: Any, teacher: torch.nn.Module, val_loader: Any) -> float:
             "WARN",
         )
     return top1
+
+
+def evaluate_checkpoint(
+    model: str, ckpt: str, dataset: str, batch_size: int, *, root: str, device: str = "auto"
+) -> dict[str, Any]:
+    """Accuracy of a checkpoint on a data set's validation images.
+
+    Args:
+        model: name of the network in the data set's registry.
+        ckpt: file; empty for the published weights.
+        dataset: DATASET.TYPE.
+        batch_size: images at a time.
+        root: DATASET.ROOT.
+        device: SOLVER.DEVICE.
+
+    Returns:
+        "top1" and "top5" in percent and "loss", beside what was evaluated.
+    """
+    cfg = CFG.clone()
+    cfg.merge_from_list(
+        [
+            *("DATASET.TYPE", dataset, "DATASET.ROOT", root, "SOLVER.DEVICE", device),
+            *("DATASET.TEST.BATCH_SIZE", batch_size, "DISTILLER.STUDENT", model),
+        ]
+    )
+    check_config(cfg)
+    _, val_loader, _, num_classes = get_dataset(cfg)
+    network = load_teacher(dataset, model, num_classes, ckpt)
+    top1, top5, loss = evaluate(network, val_loader, resolve_device(device))
+    return {
+        "model": model,
+        "ckpt": ckpt or "pretrain",
+        "dataset": dataset,
+        "images": len(val_loader.dataset),
+        "top1": top1,
+        "top5": top5,
+        "loss": loss,
+    }

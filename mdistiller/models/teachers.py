@@ -71,27 +71,38 @@ def load_teacher(dataset: str, name: str, num_classes: int, ckpt: str = "") -> n
         return imagenet_model_dict[name](pretrained=True, num_classes=num_classes).eval()
     model = build_model(dataset, name, num_classes)
     load_weights(model, Path(ckpt).expanduser() if ckpt else _registered_file(dataset, name))
-    return model
+    return model.eval()
+
+
+def registered_checkpoint(dataset: str, name: str) -> Path | None:
+    """The registry's checkpoint file for the teacher called ``name``; None if it has none.
+
+    Searched for from the current folder, then from the repository; it need not exist.
+    """
+    relative = model_dict_for(dataset)[name][1] if dataset in _WITH_CHECKPOINTS else None
+    if relative is None:
+        return None
+    here, in_repository = Path(relative), _REPOSITORY / relative
+    return in_repository if in_repository.exists() and not here.exists() else here
 
 
 def _registered_file(dataset: str, name: str) -> Path:
     """The existing checkpoint file of the registry for the teacher called ``name``."""
-    relative = model_dict_for(dataset)[name][1] if dataset in _WITH_CHECKPOINTS else None
-    if relative is None:
+    path = registered_checkpoint(dataset, name)
+    if path is None:
         raise CheckpointError(
             f"there is no checkpoint for the teacher {name} on {dataset}; train {name} with "
             "DISTILLER.TYPE NONE and set DISTILLER.TEACHER_CKPT to its student_latest"
         )
-    for path in (Path(relative), _REPOSITORY / relative):
-        if path.exists():
-            return path
+    if path.exists():
+        return path
     train = f"train {name} and set DISTILLER.TEACHER_CKPT to its student_latest"
     if dataset == "cifar100":
         config = f"configs/cifar100/teachers/{name}.yaml"
         train = f"run `python tools/train.py --cfg {config}` and set DISTILLER.TEACHER_CKPT"
         if name in PUBLISHED_TOP1:
             train = f"run `python tools/download_teachers.py`, or {train}"
-    raise CheckpointError(f"{relative}: the checkpoint of the teacher {name} is missing; {train}")
+    raise CheckpointError(f"{path}: the checkpoint of the teacher {name} is missing; {train}")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
