@@ -182,12 +182,12 @@ class BaseTrainer:
             record.finish(result)
             return result
         except KeyboardInterrupt:
-            kept = (
-                f"epoch {epoch - 1} is in {self.log_path}" if epoch > 1 else "nothing is saved yet"
+            advice = (
+                f"epoch {epoch - 1} is saved in {self.log_path}, continue with --resume"
+                if epoch > 1
+                else "no epoch was complete, so there is nothing to resume"
             )
-            raise InterruptedRun(
-                f"interrupted in epoch {epoch}; {kept}, continue with --resume"
-            ) from None
+            raise InterruptedRun(f"interrupted in epoch {epoch}; {advice}") from None
         finally:
             progress.close()
             record.close()

@@ -8,6 +8,8 @@ import numpy as np
 
 from .launch import Job, launch
 
+_TEACHER_FILE = "DISTILLER.TEACHER_CKPT"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -39,12 +41,16 @@ def compare(
         cfg_files: configurations; the first is the one that others are compared with.
         seeds: values of EXPERIMENT.SEED, the same for all, so that runs are paired: the same
             initial student and the same order and augmentation of its batches.
-        teacher: configuration to train before all others, once.
+        teacher: configuration to train before all others, once; the students then load what it
+            left, unless ``opts`` names another DISTILLER.TEACHER_CKPT.
         opts: further overrides of the students' configurations; LOG.PREFIX and the like.
         workers: processes at a time.
     """
     if teacher:
-        launch([Job(teacher, _shared(opts))])
+        job = Job(teacher, _shared(opts))
+        launch([job])
+        if _TEACHER_FILE not in opts[0::2]:
+            opts = (*opts, _TEACHER_FILE, str(job.folder / "student_latest"))
     grid = {c: [Job(c, (*opts, "EXPERIMENT.SEED", str(s))) for s in seeds] for c in cfg_files}
     # Seed by seed, so that an interrupted comparison is one of fewer seeds.
     launch([grid[c][i] for i in range(len(seeds)) for c in cfg_files], workers)
