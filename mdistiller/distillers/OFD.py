@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
-from ._common import Constants, count, image_size, match_size, need_feature, probe
+from ._common import Constants, count, image_size, need_feature, probe
 
 # Channels that are negative more rarely than this get three deviations as margin.
 _RARE = 1e-3
@@ -33,6 +34,11 @@ def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
     density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     expected = mean - std * density / negative.clamp(min=_RARE)
     return torch.where(negative > _RARE, expected, -3 * std).float()[None, :, None, None]
+
+
+def _resized(target: Tensor, like: Tensor) -> Tensor:
+    """``target`` [B, C, H, W] with the height and width of ``like``: averaged, or repeated."""
+    return F.adaptive_avg_pool2d(target, like.shape[2:])
 
 
 def ofd_stage_loss(source: Tensor, target: Tensor, margin: Tensor) -> Tensor:
@@ -133,7 +139,7 @@ class OFD(Distiller):
         """Distance of the last ``num_stages`` maps [B, C, H, W] of each list; scalar."""
         n = self.num_stages
         pairs = zip(self.connectors(maps_s[-n:]), maps_t[-n:], self.margins, strict=True)
-        distances = [ofd_stage_loss(*match_size(f_s, f_t), margin) for f_s, f_t, margin in pairs]
+        distances = [ofd_stage_loss(f_s, _resized(f_t, f_s), margin) for f_s, f_t, margin in pairs]
         return sum(d / 2 ** (n - 1 - i) for i, d in enumerate(distances)) / len(maps_s[-1])
 
     def forward_train(self, image, target, **kwargs):

@@ -21,6 +21,9 @@ from ._common import (
     warmup_factor,
 )
 
+# Channels of the fused maps, at most.
+_MID_CHANNEL = 512
+
 
 def hcl_loss(fstudent: Sequence[Tensor], fteacher: Sequence[Tensor]) -> Tensor:
     """Hierarchical context loss: mean squared differences of maps and of their pooled versions.
@@ -129,7 +132,8 @@ class ReviewKD(Distiller):
         layout = self._layout(cfg)
         self.shapes, self.out_shapes = layout["SHAPES"], layout["OUT_SHAPES"]
         in_channels, out_channels = layout["IN_CHANNELS"], layout["OUT_CHANNELS"]
-        mid_channel = min(cfg.REVIEWKD.MAX_MID_CHANNEL, in_channels[-1])
+        # Not REVIEWKD.MAX_MID_CHANNEL, which mdistiller accepts and ignores.
+        mid_channel = min(_MID_CHANNEL, in_channels[-1])
         abfs = [
             ABF(c_in, mid_channel, c_out, fuse=i < len(in_channels) - 1)
             for i, (c_in, c_out) in enumerate(zip(in_channels, out_channels, strict=True))
