@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdistiller.distillers import CRD, distiller_dict
+from mdistiller.distillers._common import probe
 from mdistiller.distillers.AT import at_loss
 from mdistiller.distillers.KDSVD import kdsvd_loss
 from mdistiller.distillers.PKT import pkt_loss
@@ -179,6 +180,57 @@ def test_reviewkd_at_64_pixels():
 def test_network_without_what_the_method_needs_is_named(name):
     with pytest.raises(ConfigError, match=f"{name}.*MobileNetV2"):
         step(build(name, "resnet8", "MobileNetV2").train())
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "message"),
+    [
+        ("FITNET", ("FITNET.HINT_LAYER", 9), "FITNET.HINT_LAYER 9 .* ResNet; it has 0 to 3"),
+        ("VID", ("VID.INIT_PRED_VAR", 1e-6), "VID.INIT_PRED_VAR .* greater than VID.EPS"),
+        ("AT", ("AT.P", 0.5), "AT.P 0.5 must be at least 1"),
+        ("REVIEWKD", ("REVIEWKD.SHAPES", [1, 8]), "REVIEWKD: .* 'IN_CHANNELS': 3"),
+        ("CRD", ("CRD.FEAT.TEACHER_DIM", 9), "CRD.FEAT.TEACHER_DIM is 9, .* ResNet has 64"),
+    ],
+)
+def test_setting_that_does_not_fit_is_named(name, opts, message):
+    if name == "REVIEWKD":  # two lists of unequal length, the others are inferred
+        opts = (*opts, "REVIEWKD.IN_CHANNELS", [16, 32, 64])
+    with pytest.raises(ConfigError, match=message):
+        step(build(name, opts=(*SMALL, *opts)).train())
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("DKD", "epoch"), ("REVIEWKD", "epoch"), ("CRD", "index"), ("CRD", "contrastive_index")],
+)
+def test_missing_argument_of_a_step_is_named(name, missing):
+    arguments = {
+        "image": torch.randn(2, 3, 32, 32),
+        "target": torch.tensor([0, 1]),
+        "epoch": 1,
+        "index": torch.arange(2),
+        "contrastive_index": torch.zeros(2, 9, dtype=torch.long),
+    }
+    del arguments[missing]
+    with pytest.raises(ConfigError, match=f"{name} needs '{missing}'"):
+        build(name).train()(**arguments)
+
+
+def test_kdsvd_names_maps_of_unequal_width():
+    with pytest.raises(ConfigError, match="KDSVD .* ShuffleNetV2 has 16 .* ResNet 32"):
+        step(build("KDSVD", "ShuffleV2", "resnet14").train(), batch=2)
+
+
+def test_probe_restores_modes_and_draws_no_number():
+    model = cifar_model_dict["resnet8"][0](num_classes=100).train()
+    model.layer2.eval()
+    modes = [m.training for m in model.modules()]
+    state = torch.get_rng_state()
+    features = probe(model, (32, 32))
+    assert features["pooled_feat"].shape == (1, 64)
+    assert not features["pooled_feat"].requires_grad
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---- hard inputs ---------------------------------------------------------------------------

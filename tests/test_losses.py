@@ -7,6 +7,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from mdistiller.distillers.AT import at_loss
@@ -14,6 +16,7 @@ from mdistiller.distillers.DKD import dkd_loss
 from mdistiller.distillers.KD import kd_loss
 from mdistiller.distillers.KDSVD import kdsvd_loss
 from mdistiller.distillers.NST import nst_loss
+from mdistiller.distillers.OFD import bn_margin
 from mdistiller.distillers.PKT import pkt_loss
 from mdistiller.distillers.ReviewKD import hcl_loss
 from mdistiller.distillers.RKD import rkd_loss
@@ -189,3 +192,108 @@ def test_golden(case, which):
     check_gradients(case, which, inputs, rtol)
     if distiller is not None:
         check_modules(case, which, distiller, rtol)
+
+
+def test_golden_second_call_of_crd():
+    notes = CASES["crd"]["notes_f64"]
+    inputs = make_inputs("crd", torch.float64)
+    distiller = make_distiller("crd", inputs, torch.float64)
+    memories = (distiller.contrast.memory_v1, distiller.contrast.memory_v2)
+    for call in (1, 2):
+        _, losses = distiller(**step_arguments("crd", inputs))
+        params = distiller.contrast.params.tolist()
+        assert params == pytest.approx(notes[f"params_buffer_after_call_{call}"], rel=1e-9)
+        l2 = [m.norm().item() for m in memories]
+        assert l2 == pytest.approx(notes[f"memory_l2_after_call_{call}"], rel=1e-9)
+        total = [m.sum().item() for m in memories]
+        assert call == 2 or total == pytest.approx(notes["memory_sum_after_call_1"], rel=1e-9)
+    expected = notes["loss_kd_of_call_2_same_inputs"]
+    assert losses["loss_kd"].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("case", ["ofd_k1", "ofd_k3", "ofd_special_bn"])
+def test_golden_margins_of_ofd(case):
+    distiller = make_distiller(case, make_inputs(case, torch.float32), torch.float32)
+    notes = CASES[case]["notes_f64"]
+    assert [list(m.shape) for m in distiller.margins] == notes["margin_shape"]
+    for margin, expected in zip(distiller.margins, notes["margins"], strict=True):
+        assert margin.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_golden_log_scales_of_vid():
+    distiller = make_distiller("vid", make_inputs("vid", torch.float32), torch.float32)
+    notes = CASES["vid"]["notes_f64"]
+    listed = zip(notes["log_scale_value_per_stage"], notes["log_scale_lengths"], strict=True)
+    assert [s.tolist() for s in distiller.log_scales] == [[value] * n for value, n in listed]
+
+
+def test_margin_of_a_channel_that_does_not_vary():
+    bn = nn.BatchNorm2d(3)
+    bn.weight.data.zero_()
+    bn.bias.data = torch.tensor([-0.5, 0.0, 0.5])
+    # Always negative: its own value; never negative: no margin below zero.
+    assert bn_margin(bn).flatten().tolist() == [-0.5, 0.0, 0.0]
+
+
+@given(st.integers(0, 99), st.floats(0.5, 8), st.integers(0, 4))
+def test_dkd_is_kd_where_beta_is_the_mass_beside_the_target(stream, temperature, target):
+    generator = torch.Generator().manual_seed(stream)
+    s, t = torch.randn(2, 1, 5, generator=generator, dtype=torch.float64) * 3
+    beta = 1 - torch.softmax(t / temperature, dim=1)[0, target]
+    found = dkd_loss(s, t, torch.tensor([target]), 1.0, beta, temperature)
+    assert found.item() == pytest.approx(kd_loss(s, t, temperature).item(), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_dkd_is_finite_for_certain_predictions(sign):
+    s = (sign * 1e4 * torch.eye(3)).requires_grad_()
+    loss = dkd_loss(s, torch.eye(3), torch.arange(3), 1.0, 8.0, 1.0)
+    loss.backward()
+    assert loss.isfinite()
+    assert s.grad.isfinite().all() and s.grad.any()
+
+
+def test_rkd_follows_no_rounding_noise():
+    f_s, f_t = torch.rand(6, 8) + 1, torch.rand(6, 8)
+    f_s[1], f_t[1] = f_s[0] * (1 + 2e-7), f_t[0] * (1 + 2e-7)
+    f_s.requires_grad_()
+    rkd_loss(f_s, f_t, distance_weight=0).backward()
+    assert 0 < f_s.grad.norm() < 100
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12])
+@pytest.mark.parametrize("squared", [True, False])
+def test_rkd_of_features_without_relations(eps, squared):
+    for student in (torch.rand(1, 4), torch.ones(3, 4)):
+        student.requires_grad_()
+        loss = rkd_loss(student, student.detach().clone(), squared, eps)
+        loss.backward()
+        assert loss == 0
+        assert student.grad.isfinite().all()
+
+
+def test_pkt_at_a_zero_row_keeps_its_value_and_moves_the_others():
+    f_s, f_t = torch.rand(4, 6), torch.rand(4, 6)
+    f_s[2] = 0
+    tiny = f_s.clone()
+    tiny[2] = 1e-12
+    f_s.requires_grad_()
+    loss = pkt_loss(f_s, f_t)
+    loss.backward()
+    assert loss.item() == pytest.approx(pkt_loss(tiny, f_t).item(), rel=1e-3)
+    assert not f_s.grad[2].any()
+    assert f_s.grad[[0, 1, 3]].any(dim=1).all()
+
+
+def test_kdsvd_of_repeated_singular_values():
+    maps = [torch.eye(4).expand(2, 1, 4, 4).clone().requires_grad_() for _ in range(2)]
+    kdsvd_loss(maps, [torch.rand(2, 1, 4, 4) for _ in range(2)], 1).backward()
+    for m in maps:
+        assert m.grad.isfinite().all()
+        assert m.grad.norm() < 100
+
+
+def test_kdsvd_shows_what_is_not_finite():
+    maps = [torch.rand(2, 2, 4, 4) for _ in range(2)]
+    broken = [maps[0], torch.full_like(maps[1], torch.nan)]
+    assert kdsvd_loss(broken, maps, 1).isnan()

@@ -21,7 +21,8 @@ def pairwise_distances(e: Tensor, squared: bool, eps: float) -> Tensor:
     square = e.pow(2).sum(dim=1)
     dist = (square[:, None] + square[None, :] - 2 * e @ e.t()).clamp(min=eps)
     if not squared:
-        # With eps = 0 equal rows would meet the root's infinite slope.
+        # With eps = 0 equal rows would meet the root's infinite slope, in every torch whose
+        # clamp passes the gradient on at its bound (2.14 does not).
         dist = torch.where(dist > 0, dist, 1).sqrt() * (dist > 0)
     same = torch.eye(len(e), dtype=torch.bool, device=e.device)
     return dist.masked_fill(same, 0)
