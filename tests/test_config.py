@@ -166,6 +166,17 @@ def test_impossible_configuration_is_one_line(opts, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_impossible_value_names_where_it_was_set(tmp_path):
+    (tmp_path / "c.yaml").write_text("SOLVER: {TRAINER: crossbatch}\nDISTILLER: {TYPE: KD}\n")
+    cfg = CFG.clone()
+    cfg.merge_from_file(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=r"c\.yaml: SOLVER\.TRAINER crossbatch needs"):
+        check_config(cfg.clone())
+    cfg.merge_from_list(["SOLVER.EPOCHS", "0"])
+    with pytest.raises(ConfigError, match=r"^command line: SOLVER\.EPOCHS must be 1 or greater"):
+        check_config(cfg)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

@@ -14,6 +14,7 @@ from mdistiller.errors import ConfigError
 from mdistiller.registry import nearest
 
 BASE_KEY = "_BASE_"
+_SOURCES = "__sources__"
 
 # Whole numbers by default, but quantities for which a fraction makes sense.
 _REAL_VALUED = {"KD.TEMPERATURE", "AT.P", "RKD.DISTANCE_WEIGHT", "RKD.ANGLE_WEIGHT"}
@@ -46,6 +47,10 @@ class Config(CfgNode):
         """All values by their dotted keys."""
         return dict(_flatten(self))
 
+    def source_of(self, key: str) -> str | None:
+        """The file (or "command line") that last set ``key``; None for a default."""
+        return self.__dict__.get(_SOURCES, {}).get(key)
+
     def _merge_items(self, items: Iterator[tuple[str, Any]], source: str) -> None:
         known = self.leaves()
         for key, value in items:
@@ -59,6 +64,8 @@ class Config(CfgNode):
                 node[leaf] = coerce(key, value, known[key])
             except ValueError as error:
                 raise ConfigError(f"{source}: {error}") from None
+            # Beside the items, so that it is no key; a copy takes it along.
+            self.__dict__.setdefault(_SOURCES, {})[key] = source
 
 
 def _describe_unknown(key: str, known: dict[str, Any]) -> str:

@@ -58,8 +58,19 @@ def check_config(cfg: Any) -> None:
     """Refuse values out of range, unknown names and combinations that cannot work.
 
     Raises:
-        ConfigError: names the key, what was found and what is valid.
+        ConfigError: names the key, where it was set, what was found and what is valid.
     """
+    try:
+        _check(cfg)
+    except ConfigError as error:
+        source = cfg.source_of(str(error).split(maxsplit=1)[0].rstrip(":"))
+        if source is None:
+            raise
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _check(cfg: Any) -> None:
+    """As :func:`check_config`; every message begins with the key that it is about."""
     for key, value in cfg.leaves().items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} must be finite, not {value}")

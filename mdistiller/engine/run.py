@@ -82,7 +82,7 @@ def run_training(
     return result
 
 
-class _LogitsOnly(torch.nn.Module):
+class LogitsOnly(torch.nn.Module):
     """A bare network behind the interface that :func:`validate` calls."""
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -95,7 +95,7 @@ class _LogitsOnly(torch.nn.Module):
 
 def evaluate(network: torch.nn.Module, val_loader: Any, device: torch.device):
     """Top-1, top-5 (percent) and cross-entropy of a network that returns (logits, features)."""
-    return validate(val_loader, _LogitsOnly(network.to(device)))
+    return validate(val_loader, LogitsOnly(network.to(device)))
 
 
 def check_teacher(cfg: Any, teacher: torch.nn.Module, val_loader: Any) -> float:
