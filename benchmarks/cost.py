@@ -49,6 +49,7 @@ class RandomBatches(list):
 
 
 def build(cfg_file: str, steps: int) -> BaseTrainer:
+    """The trainer of a configuration, over ``steps`` random batches an epoch."""
     cfg = CFG.clone()
     cfg.merge_from_file(cfg_file)
     check_config(cfg)
@@ -110,6 +111,7 @@ def disk_bytes(trainer: BaseTrainer) -> int:
 
 @exit_on_error
 def main() -> None:
+    """Print hours and disk of the configurations on the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -62,6 +62,7 @@ def mean(values: list[float]) -> float:
 
 @exit_on_error
 def main() -> None:
+    """Train every distiller for an epoch and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -268,7 +268,9 @@ def test_auxiliary_batches_larger_than_the_current_ones_go_round(tmp_path):
     student, teacher = networks()
     data = loader()
     data.auxiliary = data.auxiliary[:1]
-    CrossBatchTrainer("run", CrossBatchKD(student, teacher, cfg), data, data, cfg).train()
+    trainer = CrossBatchTrainer("run", CrossBatchKD(student, teacher, cfg), data, data, cfg)
+    trainer.train()
+    assert trainer._steps == 2 * len(data)
 
 
 def test_state_continues_across_trainers(tmp_path):

@@ -19,6 +19,7 @@ EXAMPLES = """examples:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of ``tools/train.py``, checked as far as argparse can."""
     parser = argparse.ArgumentParser(
         description="Train a student as a configuration file says.",
         epilog=EXAMPLES,
