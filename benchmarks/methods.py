@@ -1,6 +1,7 @@
 """One epoch of every distiller on scikit-learn's digits, vanilla and with cross-batch weighting.
 
-Prints for each the mean loss of the first and the last five steps and the seconds of the epoch
+Prints for each the mean of the whole loss and of its supervised part over the first and over the
+last five steps, and the seconds of the epoch
 (teacher resnet20 with random weights unless --teacher names a checkpoint, student resnet8).
 
 example:
@@ -32,8 +33,8 @@ STEPS_AVERAGED = 5
 CRD = ("CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 256)
 
 
-def one_epoch(method: str, teacher: str, seed: int) -> tuple[list[float], float]:
-    """The loss of every step and the seconds of one epoch."""
+def one_epoch(method: str, teacher: str, seed: int) -> tuple[list[list[float]], float]:
+    """The (whole, supervised) loss of every step and the seconds of one epoch."""
     cfg = CFG.clone()
     cfg.merge_from_list(
         [
@@ -51,13 +52,18 @@ def one_epoch(method: str, teacher: str, seed: int) -> tuple[list[float], float]
     began = time.perf_counter()
     for batch in trainer.batches(1):
         result = trainer.train_iter(batch, 1)
-        losses.append(sum(loss.detach().mean() for loss in result.losses.values()))
+        values = {name: loss.detach().mean() for name, loss in result.losses.items()}
+        supervised = sum(values[n] for n in trainer.distiller.supervised_losses)
+        losses.append(torch.stack([sum(values.values()), supervised]))
     losses = torch.stack(losses).tolist()
     return losses, time.perf_counter() - began
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def ends(losses: list[list[float]]) -> list[float]:
+    """Whole loss at the start and at the end, then the supervised one likewise."""
+    table = torch.tensor(losses)
+    first, last = table[:STEPS_AVERAGED].mean(0), table[-STEPS_AVERAGED:].mean(0)
+    return torch.stack([first, last], dim=1).flatten().tolist()
 
 
 @exit_on_error
@@ -77,15 +83,16 @@ def main() -> None:
         rows = []
         for method in distiller_dict:
             losses, seconds = one_epoch(method, teacher, args.seed)
-            first, last = mean(losses[:STEPS_AVERAGED]), mean(losses[-STEPS_AVERAGED:])
-            rows.append((method, first, last, seconds))
+            rows.append((method, *ends(losses), seconds))
     threads = torch.get_num_threads()
     print(f"{device_name(torch.device('cpu'))}, {threads} threads, seed {args.seed}")
-    print(f"{'distiller':<20}  {'first steps':>11}  {'last steps':>10}  {'':<4}  seconds")
-    for method, first, last, seconds in rows:
+    print(
+        f"{'distiller':<20}  {'loss: first':>11} {'last':>8}  {'ce: first':>9} {'last':>7}  seconds"
+    )
+    for method, first, last, ce_first, ce_last, seconds in rows:
         print(
-            f"{method:<20}  {first:>11.4f}  {last:>10.4f}  "
-            f"{'down' if last < first else 'UP':<4}  {seconds:>7.2f}"
+            f"{method:<20}  {first:>11.4f} {last:>8.4f}  {ce_first:>9.4f} {ce_last:>7.4f}  "
+            f"{seconds:>7.2f}"
         )
 
 
