@@ -24,11 +24,12 @@ import torch  # noqa: E402
 
 from mdistiller.cli import exit_on_error  # noqa: E402
 from mdistiller.device import resolve_device  # noqa: E402
-from mdistiller.distillers import CRD, distiller_dict  # noqa: E402
+from mdistiller.distillers import CRD  # noqa: E402
 from mdistiller.engine import BaseTrainer, trainer_dict  # noqa: E402
-from mdistiller.engine.cfg import CFG  # noqa: E402
+from mdistiller.engine.cfg import load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.result import device_name  # noqa: E402
+from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.models import build_model  # noqa: E402
 
 # Training images, classes and image size.
@@ -50,17 +51,14 @@ class RandomBatches(list):
 
 def build(cfg_file: str, steps: int) -> BaseTrainer:
     """The trainer of a configuration, over ``steps`` random batches an epoch."""
-    cfg = CFG.clone()
-    cfg.merge_from_file(cfg_file)
+    cfg = load_cfg(cfg_file)
     check_config(cfg)
     images, classes, size = DATA[cfg.DATASET.TYPE]
     student = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, classes)
-    cls = distiller_dict[cfg.DISTILLER.TYPE]
-    arguments = [student]
+    teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
-        arguments += [build_model(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes), cfg]
-    if issubclass(cls, CRD):
-        arguments.append(images)
+        teacher = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes)
+    distiller = assemble_distiller(cfg, student, teacher, images)
     batch = cfg.SOLVER.BATCH_SIZE
     data = RandomBatches(
         (
@@ -68,10 +66,10 @@ def build(cfg_file: str, steps: int) -> BaseTrainer:
             torch.randint(classes, (batch,)),
             torch.randint(images, (batch,)),
             torch.randint(images, (batch, cfg.CRD.NCE.K + 1)),
-        )[: 4 if issubclass(cls, CRD) else 3]
+        )[: 4 if isinstance(distiller, CRD) else 3]
         for _ in range(steps)
     )
-    return trainer_dict[cfg.SOLVER.TRAINER]("cost", cls(*arguments), data, data, cfg)
+    return trainer_dict[cfg.SOLVER.TRAINER]("cost", distiller, data, data, cfg)
 
 
 def time_steps(trainers: list[BaseTrainer], rounds: int) -> list[list[float]]:

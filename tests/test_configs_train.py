@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdistiller.distillers import CRD, distiller_dict
-from mdistiller.engine.cfg import CFG
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.run import assemble_distiller
 from mdistiller.models import build_model
 
 from .golden_rules import golden_json
@@ -22,15 +22,13 @@ NUM_DATA = 1000
 @pytest.mark.parametrize("path", GOLDEN)
 def test_one_step(path):
     golden = GOLDEN[path]
-    cfg = CFG.clone()
-    cfg.merge_from_file(ROOT / path)
+    cfg = load_cfg(ROOT / path)
     classes, size = DATA[cfg.DATASET.TYPE]
     student = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, classes)
-    cls = distiller_dict[cfg.DISTILLER.TYPE]
-    arguments = [student]
+    teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
-        arguments += [build_model(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes), cfg]
-    distiller = cls(*arguments, *([NUM_DATA] if cls is CRD else [])).train()
+        teacher = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes)
+    distiller = assemble_distiller(cfg, student, teacher, NUM_DATA).train()
     learnable = distiller.get_learnable_parameters()
     index = torch.arange(2)
     contrast = torch.randint(NUM_DATA, (2, cfg.CRD.NCE.K + 1))

@@ -118,5 +118,7 @@ def test_teacher_far_below_its_published_accuracy_is_noticed(tmp_path, capsys):
     assert f"top-1 {top1:.2f} (published 72.34)" in printed
     assert "warning: teacher resnet56" in printed
     cfg.merge_from_list(["DATASET.TYPE", "digits"])
-    check_teacher(cfg, ToyNet(), list(batches(0)))
+    teacher = ToyNet().eval()
+    check_teacher(cfg, teacher, list(batches(0)))
     assert "published" not in capsys.readouterr().out
+    assert not teacher.training

@@ -20,6 +20,7 @@ from mdistiller.experiments import compare, format_table  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line, checked as far as argparse can."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -18,6 +18,7 @@ URL = (
 
 @exit_on_error
 def main() -> None:
+    """Fetch the archive of the original teachers and unpack it."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python tools/download_teachers.py"
     )

@@ -18,6 +18,7 @@ URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
 @exit_on_error
 def main() -> None:
+    """Fetch Tiny ImageNet, unpack it and sort its validation images."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python tools/download_tiny_imagenet.py --dest ./data"
     )

@@ -20,6 +20,7 @@ EXAMPLES = """examples:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line, checked as far as argparse can."""
     parser = argparse.ArgumentParser(
         description="Top-1, top-5 and loss of a network on the validation images.",
         epilog=EXAMPLES,

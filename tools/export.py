@@ -24,6 +24,7 @@ batch size. ONNX needs: pip install onnx onnxscript onnxruntime
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked as far as argparse can."""
     parser = argparse.ArgumentParser(
         description="Write a trained network in formats that other programs load.",
         epilog=EXAMPLES,

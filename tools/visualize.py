@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.engine.cfg import CFG  # noqa: E402
+from mdistiller.engine.cfg import load_cfg  # noqa: E402
 from mdistiller.experiments.visualize import visualize  # noqa: E402
 
 EXAMPLES = """examples:
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked as far as argparse can."""
     parser = argparse.ArgumentParser(
         description="Compare the features and the logits of a student with its teacher's.",
         epilog=EXAMPLES,
@@ -48,11 +49,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    cfg = CFG.clone()
-    cfg.merge_from_file(args.cfg)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    pictures = visualize(cfg, args.student_ckpt, args.out, args.images)
+    pictures = visualize(load_cfg(args.cfg, args.opts), args.student_ckpt, args.out, args.images)
     print(f"{pictures.tsne}: features of {pictures.images} validation images")
     print(
         f"{pictures.correlation}: mean absolute difference of the logit correlations "

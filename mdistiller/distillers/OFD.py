@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError
+from mdistiller.models import image_size
 
 from ._base import Distiller
-from ._common import Constants, count, image_size, need_feature, probe
+from ._common import Constants, count, need_feature, probe
 
 # Channels that are negative more rarely than this get three deviations as margin.
 _RARE = 1e-3
@@ -91,7 +92,7 @@ class OFD(Distiller):
         self.teacher_train_mode = cfg.OFD.TEACHER_TRAIN_MODE
         self.ce_loss_weight = cfg.OFD.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.OFD.LOSS.FEAT_WEIGHT
-        size = image_size(cfg)
+        size = (image_size(cfg.DATASET.TYPE),) * 2
         channels_s, channels_t = (
             [f.shape[1] for f in need_feature(probe(n, size), "preact_feats", n, "OFD")][1:]
             for n in (student, teacher)

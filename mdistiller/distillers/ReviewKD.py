@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError
+from mdistiller.models import image_size
 
 from ._base import Distiller
 from ._common import (
     as_map,
     count,
-    image_size,
     need_argument,
     need_feature,
     probe,
@@ -147,7 +147,7 @@ class ReviewKD(Distiller):
         given = {key: list(cfg.REVIEWKD[key]) for key in _LAYOUT}
         inferred = [key for key in _LAYOUT if given[key] == list(CFG.REVIEWKD[key])]
         if inferred:
-            size = image_size(cfg)
+            size = (image_size(cfg.DATASET.TYPE),) * 2
             maps_s = self._student_maps(probe(self.student, size))
             maps_t = self._teacher_maps(probe(self.teacher, size))
             explicit = [len(given[key]) for key in _LAYOUT if key not in inferred]

@@ -12,14 +12,6 @@ from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError
 
-IMAGE_SIZES = {"cifar100": 32, "tiny_imagenet": 64, "imagenet": 224}
-
-
-def image_size(cfg: Any) -> tuple[int, int]:
-    """Height and width in pixels of the images of ``cfg.DATASET.TYPE``; 32 x 32 if unknown."""
-    size = IMAGE_SIZES.get(cfg.DATASET.TYPE, 32)
-    return size, size
-
 
 @contextmanager
 def _eval_mode(network: nn.Module) -> Iterator[None]:

@@ -8,6 +8,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from ._config import Config
 from ._defaults import default_tree
 from .utils import say
@@ -27,6 +31,19 @@ _NOT_IN_NAME = (
     "DISTILLER.TEACHER_CKPT",
     "SOLVER.DEVICE",
 )
+
+
+def load_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
+    """The defaults, then ``cfg_file``, then the overrides ``opts`` (KEY, VALUE, ...); frozen.
+
+    Raises:
+        ConfigError: see :class:`~mdistiller.engine._config.Config`.
+    """
+    cfg = CFG.clone()
+    cfg.merge_from_file(cfg_file)
+    cfg.merge_from_list(list(opts))
+    cfg.freeze()
+    return cfg
 
 
 def dump_cfg(cfg: Config) -> str:

@@ -6,7 +6,7 @@ import argparse
 
 from mdistiller.cli import exit_on_error
 
-from .cfg import CFG
+from .cfg import load_cfg
 from .listing import list_everything
 from .run import run_training
 
@@ -45,11 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.list:
         print(list_everything())
         return
-    cfg = CFG.clone()
-    cfg.merge_from_file(args.cfg)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    run_training(cfg, args.opts, resume=args.resume)
+    run_training(load_cfg(args.cfg, args.opts), args.opts, resume=args.resume)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,6 @@ class CrossBatchTrainer(BaseTrainer):
         size = sum(p.numel() for p in self._theta)
         # One buffer for the whole run; a gradient that is not computed stays zero.
         self._rows = torch.zeros(3, size, device=self.device, dtype=self._theta[0].dtype)
-        self._has_previous = False
         self._weights: tuple[Tensor, Tensor] | None = None
         self._steps = 0
 
@@ -117,11 +116,10 @@ class CrossBatchTrainer(BaseTrainer):
         previous = self._rows[CE].clone() if self.reference == "previous" else None
         reached_ce, extra_ce = self._write_row(CE, supervised, retain_graph=True)
         reached_kd, extra_kd = self._write_row(KD, distillation)
-        if self.reference == "same" or (previous is not None and not self._has_previous):
+        if self.reference == "same" or (previous is not None and self._weights is None):
             self._rows[REF].copy_(self._rows[CE])
         elif previous is not None:
             self._rows[REF].copy_(previous)
-        self._has_previous = True
         solved = self.weighting(gramian(self._rows))
         self._weights = (solved.ce, solved.kd)
         update = combine(self._rows[:REF], torch.stack(self._weights))
@@ -176,12 +174,12 @@ class CrossBatchTrainer(BaseTrainer):
         return [part.view_as(p) for part, p in zip(parts, self._theta, strict=True)]
 
     def extra_state(self) -> dict[str, Any]:
-        previous = self._rows[CE].clone() if self.reference == "previous" else None
+        keep = self.reference == "previous" and self._weights is not None
         return {
             "steps": self._steps,
             "weights": self._weights,
             "weighting": self.weighting.state_dict(),
-            "previous": previous if self._has_previous else None,
+            "previous": self._rows[CE].clone() if keep else None,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -190,7 +188,6 @@ class CrossBatchTrainer(BaseTrainer):
         self.weighting.load_state_dict(state["weighting"])
         if state["previous"] is not None:
             self._rows[CE].copy_(state["previous"])
-            self._has_previous = True
 
 
 def build_weighting(cfg: Any) -> CrossBatchWeighting:

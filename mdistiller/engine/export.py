@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError, MdistillerError
-from mdistiller.models import build_model, load_teacher, read_state_dict
+from mdistiller.models import build_model, image_size, load_teacher, read_state_dict
 from mdistiller.registry import Registry
 from mdistiller.seeding import generator
 
@@ -22,8 +22,6 @@ from .run import LogitsOnly
 # A file may differ from the network by this much, relative to the largest logit.
 TOLERANCE = 1e-4
 
-_IMAGE_SIZES = {"tiny_imagenet": 64, "imagenet": 224}
-_SMALL_IMAGES = 32
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 _Function = Callable[[Tensor], Tensor]
@@ -60,11 +58,6 @@ class ExportedFile:
     path: Path
     size: int
     difference: float
-
-
-def image_size(dataset: str) -> int:
-    """Height and width of the images of the data set called ``dataset``."""
-    return _IMAGE_SIZES.get(dataset, _SMALL_IMAGES)
 
 
 def export_checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from mdistiller.dataset import get_dataset
 from mdistiller.device import resolve_device
@@ -22,6 +23,19 @@ from .utils import say, validate
 TEACHER_TOLERANCE = 0.5
 
 
+def assemble_distiller(
+    cfg: Any, student: nn.Module, teacher: nn.Module | None, num_data: int
+) -> Distiller:
+    """The distiller ``cfg.DISTILLER.TYPE`` over networks that exist.
+
+    Args:
+        num_data: size of the training set (for CRD's memory bank).
+    """
+    cls = distiller_dict[cfg.DISTILLER.TYPE]
+    arguments = (student, teacher, cfg)
+    return cls(*arguments, num_data) if issubclass(cls, CRD) else cls(*arguments)
+
+
 def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
     """Student, teacher and losses of ``cfg``, with the initial weights of EXPERIMENT.SEED.
 
@@ -32,7 +46,6 @@ def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
         num_classes: classes of the data set.
         num_data: size of the training set (for CRD's memory bank).
     """
-    cls = distiller_dict[cfg.DISTILLER.TYPE]
     teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
         teacher = load_teacher(
@@ -41,8 +54,7 @@ def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "student"))
     student = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, num_classes)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "distiller"))
-    arguments = (student, teacher, cfg)
-    return cls(*arguments, num_data) if issubclass(cls, CRD) else cls(*arguments)
+    return assemble_distiller(cfg, student, teacher, num_data)
 
 
 def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrainer:
@@ -82,23 +94,25 @@ def run_training(
     return result
 
 
-class LogitsOnly(torch.nn.Module):
+class LogitsOnly(nn.Module):
     """A bare network behind the interface that :func:`validate` calls."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        # Whoever restores this module's mode then restores the network's.
+        self.training = network.training
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.network(image)[0]
 
 
-def evaluate(network: torch.nn.Module, val_loader: Any, device: torch.device):
+def evaluate(network: nn.Module, val_loader: Any, device: torch.device):
     """Top-1, top-5 (percent) and cross-entropy of a network that returns (logits, features)."""
     return validate(val_loader, LogitsOnly(network.to(device)))
 
 
-def check_teacher(cfg: Any, teacher: torch.nn.Module, val_loader: Any) -> float:
+def check_teacher(cfg: Any, teacher: nn.Module, val_loader: Any) -> float:
     """Print the teacher's top-1 and warn if it is below the published one; returns it."""
     top1, _, _ = evaluate(teacher, val_loader, resolve_device(cfg.SOLVER.DEVICE))
     name = cfg.DISTILLER.TEACHER

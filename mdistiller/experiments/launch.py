@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mdistiller
-from mdistiller.engine.cfg import CFG, dump_cfg, experiment_name
+from mdistiller.engine.cfg import dump_cfg, experiment_name, load_cfg
 from mdistiller.errors import MdistillerError
 
 _LOG_LINES = 8
@@ -29,10 +29,7 @@ class Job:
     _cfg: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        cfg = CFG.clone()
-        cfg.merge_from_file(self.cfg_file)
-        cfg.merge_from_list(list(self.opts))
-        object.__setattr__(self, "_cfg", cfg)
+        object.__setattr__(self, "_cfg", load_cfg(self.cfg_file, self.opts))
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,7 @@ from .imagenet import imagenet_model_dict
 from .teachers import (
     PUBLISHED_TOP1,
     build_model,
+    image_size,
     load_teacher,
     load_weights,
     model_dict_for,
@@ -21,6 +22,7 @@ __all__ = [
     "PUBLISHED_TOP1",
     "build_model",
     "cifar_model_dict",
+    "image_size",
     "imagenet_model_dict",
     "load_teacher",
     "load_weights",

@@ -36,6 +36,8 @@ for _name in ("cifar100", "fashion_mnist", "digits", "glyphs"):
 _MODELS["tiny_imagenet"] = tiny_imagenet_model_dict
 _MODELS["imagenet"] = imagenet_model_dict
 
+_IMAGE_SIZES = {"tiny_imagenet": 64, "imagenet": 224}
+
 # The registries' checkpoints were trained on these, also where others share the networks.
 _WITH_CHECKPOINTS = ("cifar100", "tiny_imagenet")
 
@@ -43,6 +45,11 @@ _WITH_CHECKPOINTS = ("cifar100", "tiny_imagenet")
 def model_dict_for(dataset: str) -> dict[str, Any]:
     """The registry of networks for the data set called ``dataset`` (DATASET.TYPE)."""
     return _MODELS[dataset]
+
+
+def image_size(dataset: str) -> int:
+    """Height and width in pixels of the images of ``dataset``; 32 for all small ones."""
+    return _IMAGE_SIZES.get(dataset, 32)
 
 
 def build_model(dataset: str, name: str, num_classes: int) -> nn.Module:
