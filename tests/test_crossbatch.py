@@ -229,8 +229,8 @@ def test_reference_previous_is_the_last_batch_and_same_the_current_one(tmp_path)
         for _, batch in zip(range(2), trainer.batches(1), strict=False):
             assert "auxiliary" not in batch
             trainer.train_iter(batch, 1)
-            supervised.append(trainer._rows[0].clone())
-        assert torch.equal(trainer._rows[2], supervised[expected])
+            supervised.append(trainer._gradients.buffer[0].clone())
+        assert torch.equal(trainer._gradients.buffer[2], supervised[expected])
 
 
 def test_period_reuses_the_weights_and_draws_no_second_batch(tmp_path):
@@ -257,7 +257,7 @@ def test_batch_of_twice_the_size_equals_the_mean_over_two_processes(tmp_path):
         for data in (part.train_loader, part.auxiliary_loader):
             data[0] = tuple(x[half] for x in data[0])
         one_step(part)
-        rows.append(part._rows.clone())
+        rows.append(part._gradients.buffer.clone())
     mean = (rows[0] + rows[1]) / 2
     w = CrossBatchWeighting(reading="align")(mean @ mean.T)
     assert torch.allclose(w.ce * mean[0] + w.kd * mean[1], expected, rtol=1e-9, atol=1e-14)

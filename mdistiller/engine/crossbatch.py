@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mdistiller.distillers import CrossBatchDistiller
 from mdistiller.errors import ConfigError
-from mdistiller.weighting import CrossBatchWeighting, combine, gramian
+from mdistiller.weighting import CrossBatchWeighting, gramian
 
+from .gradients import GradientRows
 from .trainer import BaseTrainer, StepResult, epoch_of
 
 AUXILIARY_STREAM = "auxiliary"
@@ -64,13 +65,7 @@ class CrossBatchTrainer(BaseTrainer):
         self.auxiliary_loader = auxiliary_loader
         if self.reference == "fresh" and auxiliary_loader is None:
             self.auxiliary_loader = _auxiliary_stream(train_loader, node.BATCH_SIZE)
-        self._theta = [p for p in distiller.student.parameters() if p.requires_grad]
-        inside = set(map(id, self._theta))
-        learnable = distiller.get_learnable_parameters()
-        self._extra = [p for p in learnable if p.requires_grad and id(p) not in inside]
-        size = sum(p.numel() for p in self._theta)
-        # One buffer for the whole run; a gradient that is not computed stays zero.
-        self._rows = torch.zeros(3, size, device=self.device, dtype=self._theta[0].dtype)
+        self._gradients = GradientRows(self.distiller, 3)
         self._weights: tuple[Tensor, Tensor] | None = None
         self._steps = 0
 
@@ -92,12 +87,12 @@ class CrossBatchTrainer(BaseTrainer):
         self._steps += 1
         if auxiliary is not None:
             # Before the graph of the current batch exists: the two never share the memory.
-            self._write_row(REF, self.distiller.reference_loss(*auxiliary))
+            self._gradients.write(REF, self.distiller.reference_loss(*auxiliary))
         logits, losses = self.distiller(**batch, epoch=epoch)
         supervised, distillation = self.distiller.split_losses(losses)
         if not solve:
-            norm = self._step_with_reused_weights(supervised, distillation)
-            return StepResult(logits, losses, gradients={"gradient": norm})
+            self._gradients.backward_weighted((supervised, distillation), self._weights)
+            return StepResult(logits, losses, gradients={"gradient": self.gradient_norm()})
         diagnostics = self._step_with_solved_weights(supervised, distillation)
         gradients = {
             "gradient of the supervised loss": diagnostics["norm_ce"],
@@ -113,65 +108,18 @@ class CrossBatchTrainer(BaseTrainer):
     def _step_with_solved_weights(
         self, supervised: Tensor, distillation: Tensor
     ) -> dict[str, Tensor]:
-        previous = self._rows[CE].clone() if self.reference == "previous" else None
-        reached_ce, extra_ce = self._write_row(CE, supervised, retain_graph=True)
-        reached_kd, extra_kd = self._write_row(KD, distillation)
+        rows = self._gradients.buffer
+        previous = rows[CE].clone() if self.reference == "previous" else None
+        self._gradients.write(CE, supervised, retain_graph=True)
+        self._gradients.write(KD, distillation)
         if self.reference == "same" or (previous is not None and self._weights is None):
-            self._rows[REF].copy_(self._rows[CE])
+            rows[REF].copy_(rows[CE])
         elif previous is not None:
-            self._rows[REF].copy_(previous)
-        solved = self.weighting(gramian(self._rows))
+            rows[REF].copy_(previous)
+        solved = self.weighting(gramian(rows))
         self._weights = (solved.ce, solved.kd)
-        update = combine(self._rows[:REF], torch.stack(self._weights))
-        reached = [a or b for a, b in zip(reached_ce, reached_kd, strict=True)]
-        for p, part, used in zip(self._theta, self._views(update), reached, strict=True):
-            # As in a vanilla step, what no loss reaches gets no gradient and no weight decay.
-            p.grad = part if used else None
-        for p, *parts in zip(self._extra, extra_ce, extra_kd, strict=True):
-            present = [g for g in parts if g is not None]
-            p.grad = sum(present) if present else None
+        self._gradients.apply(torch.stack(self._weights))
         return solved.diagnostics
-
-    def _step_with_reused_weights(self, supervised: Tensor, distillation: Tensor) -> Tensor:
-        """One backward pass, of A L_ce + B L_kd with the A and B solved last."""
-        if self._extra:
-            # The extra modules come last in the graph, so this pass is short.
-            gradients = torch.autograd.grad(
-                supervised + distillation, self._extra, retain_graph=True, allow_unused=True
-            )
-        ce, kd = (w.to(supervised.dtype) for w in self._weights)
-        torch.autograd.backward(ce * supervised + kd * distillation, inputs=self._theta)
-        if self._extra:
-            for p, gradient in zip(self._extra, gradients, strict=True):
-                p.grad = gradient
-        return self.gradient_norm()
-
-    def _write_row(
-        self, row: int, loss: Tensor, retain_graph: bool = False
-    ) -> tuple[list[bool], list[Tensor | None]]:
-        """Gradient of ``loss``: that of theta into a row, that of the extra parameters returned.
-
-        Returns:
-            For every parameter of theta whether the loss reaches it; the extra gradients.
-        """
-        if not loss.requires_grad:  # e.g. a distillation term that is off for some epochs
-            self._rows[row].zero_()
-            return [False] * len(self._theta), [None] * len(self._extra)
-        gradients = torch.autograd.grad(
-            loss, [*self._theta, *self._extra], retain_graph=retain_graph, allow_unused=True
-        )
-        of_theta = gradients[: len(self._theta)]
-        for view, gradient in zip(self._views(self._rows[row]), of_theta, strict=True):
-            if gradient is None:
-                view.zero_()
-            else:
-                view.copy_(gradient)
-        return [g is not None for g in of_theta], list(gradients[len(self._theta) :])
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        """The parts of a flat vector [P] in the shapes of theta."""
-        parts = flat.split([p.numel() for p in self._theta])
-        return [part.view_as(p) for part, p in zip(parts, self._theta, strict=True)]
 
     def extra_state(self) -> dict[str, Any]:
         keep = self.reference == "previous" and self._weights is not None
@@ -179,7 +127,7 @@ class CrossBatchTrainer(BaseTrainer):
             "steps": self._steps,
             "weights": self._weights,
             "weighting": self.weighting.state_dict(),
-            "previous": self._rows[CE].clone() if keep else None,
+            "previous": self._gradients.buffer[CE].clone() if keep else None,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -187,7 +135,7 @@ class CrossBatchTrainer(BaseTrainer):
         self._weights = state["weights"]
         self.weighting.load_state_dict(state["weighting"])
         if state["previous"] is not None:
-            self._rows[CE].copy_(state["previous"])
+            self._gradients.buffer[CE].copy_(state["previous"])
 
 
 def build_weighting(cfg: Any) -> CrossBatchWeighting:
