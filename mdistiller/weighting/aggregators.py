@@ -104,7 +104,8 @@ class PairAggregator:
 
         Returns:
             Their weights [2], and the update [P] if it is more than the weighted sum; the
-            weights are then its least-squares coefficients. NaN for gradients with NaN.
+            weights are then its least-squares coefficients. Gradients with NaN give an update
+            with NaN, whatever the method.
 
         Raises:
             MdistillerError: the method fails on gradients that are finite.
