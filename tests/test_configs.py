@@ -89,7 +89,7 @@ WEIGHTINGS = ("multitask", "gradnorm", "uncertainty", "gradient_cosine", "distil
 WEIGHTED = [f for f in OWN if resolved(f)["SOLVER.TRAINER"] in WEIGHTINGS]
 TABLE_2 = {"mgda": "MGDA", "pcgrad": "PCGrad", "fairgrad": "FairGrad", "distill_decay": None}
 TWINS = [f for f in OWN if "crossbatch" in f]
-DISTILLING = [f for f in FILES if raw(f)["DISTILLER"]["TYPE"] != "NONE"]
+DISTILLING = [f for f in FILES if resolved(f)["DISTILLER.TYPE"] != "NONE"]
 
 
 # --- upstream's files -------------------------------------------------------------------------
