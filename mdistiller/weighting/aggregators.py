@@ -24,7 +24,7 @@ _IMPOSSIBLE = {
     "CRMOGM": "only smooths the weights of another method",
 }
 
-# Arguments that torchjd requires; the values are those of the methods' authors.
+# Arguments that torchjd requires; c and alpha are values that the methods' authors use.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "CAGrad": {"c": 0.5},
     "FairGrad": {"alpha": 2.0},

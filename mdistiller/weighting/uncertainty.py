@@ -1,7 +1,7 @@
 """Uncertainty weighting (Kendall et al., CVPR 2018, arXiv:1705.07115).
 
 Each loss L_i has a learned log variance s_i = log sigma_i^2, and what is minimised is
-sum_i exp(-s_i) L_i + s_i / 2, the paper's form for classification (Eq. 10). For a constant
+sum_i exp(-s_i) L_i + s_i / 2, the paper's form for classification. For a constant
 loss L > 0 the minimum is at exp(-s) = 1 / (2 L).
 """
 
