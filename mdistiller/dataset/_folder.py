@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class FolderLoader(Loader):
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
             collate_fn=_collate,
+            worker_init_fn=_outlive_signals,
             # Without one of its own, a DataLoader would draw from the global generator.
             generator=self._generator(epoch, "workers"),
         )
@@ -72,6 +74,15 @@ class FolderLoader(Loader):
             if isinstance(batch, _Unreadable):
                 raise DataError(f"{batch.path}: cannot be read as an image ({batch.reason})")
             yield tuple(batch)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach workers, too; the run needs them to end its step.
+
+    A second SIGTERM ends a worker, which is what a parent that exits sends to one that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @dataclass(frozen=True)

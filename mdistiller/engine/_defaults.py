@@ -52,6 +52,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.LOG = node()
     cfg.LOG.TENSORBOARD_FREQ = 500
     cfg.LOG.SAVE_CHECKPOINT_FREQ = 40
+    cfg.LOG.SAVE_EVERY_STEPS = 0  # added; 0: a checkpoint after each epoch only
     cfg.LOG.PREFIX = "./output"
     cfg.LOG.WANDB = False  # mdistiller: True
 

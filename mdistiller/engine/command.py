@@ -31,7 +31,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--list", action="store_true", help="print all distillers, trainers, models and data sets"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the run after its last complete epoch"
+        "--resume",
+        action="store_true",
+        help="continue the run from its latest checkpoint, or start it if there is none",
+    )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="with --resume: go on although the configuration is not the checkpoint's",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="overrides of configuration keys"
@@ -45,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.list:
         print(list_everything())
         return
-    run_training(load_cfg(args.cfg, args.opts), args.opts, resume=args.resume)
+    run_training(load_cfg(args.cfg, args.opts), args.opts, args.resume, args.allow_changes)
 
 
 if __name__ == "__main__":

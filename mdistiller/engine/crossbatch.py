@@ -69,12 +69,14 @@ class CrossBatchTrainer(BaseTrainer):
         self._weights: tuple[Tensor, Tensor] | None = None
         self._steps = 0
 
-    def batches(self, epoch: int) -> Iterator[dict[str, Any]]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
         if self.reference != "fresh":
-            yield from super().batches(epoch)
+            yield from super().batches(epoch, start)
             return
-        auxiliary = _endless(self.auxiliary_loader, epoch)
-        for batch in super().batches(epoch):
+        # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
+        drawn = sum(step % self.period == 0 for step in range(self._steps - start, self._steps))
+        auxiliary = _endless(self.auxiliary_loader, epoch, drawn)
+        for batch in super().batches(epoch, start):
             # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
             if self._solves_now():
                 pair = self.to_device(next(auxiliary))
@@ -165,14 +167,16 @@ def _auxiliary_stream(train_loader: Iterable, batch_size: int) -> Iterable:
     return train_loader.stream(AUXILIARY_STREAM, batch_size or None)
 
 
-def _endless(loader: Iterable, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of ``loader`` without end, the order being a function of ``epoch``.
+def _endless(loader: Iterable, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of ``loader`` without end from number ``start`` on, as a function of ``epoch``.
 
     An auxiliary batch larger than the current one makes its stream end within the epoch; the
     passes of one epoch are then numbered so that none repeats another epoch's order.
     """
-    for number in range(_PASSES):
-        yield from epoch_of(loader, (epoch - 1) * _PASSES + number + 1)
+    passed, start = divmod(start, len(loader)) if start else (0, 0)
+    for number in range(passed, _PASSES):
+        yield from epoch_of(loader, (epoch - 1) * _PASSES + number + 1, start)
+        start = 0
 
 
 # More passes than an epoch can use: batches would have to be this many times larger.

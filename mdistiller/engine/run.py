@@ -79,13 +79,21 @@ def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrain
 
 
 def run_training(
-    cfg: Any, opts: list[str] | tuple[str, ...] = (), resume: bool = False
+    cfg: Any,
+    opts: list[str] | tuple[str, ...] = (),
+    resume: bool = False,
+    allow_changes: bool = False,
 ) -> dict[str, Any]:
-    """Train as ``cfg`` says; returns the contents of ``result.json``."""
+    """Train as ``cfg`` says; returns the contents of ``result.json``.
+
+    Args:
+        cfg, opts: as for :func:`build_trainer`.
+        resume, allow_changes: as for :meth:`BaseTrainer.train`.
+    """
     show_cfg(cfg)
     trainer = build_trainer(cfg, opts)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
-    result = trainer.train(resume=resume)
+    result = trainer.train(resume, allow_changes)
     say(
         f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
         f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",

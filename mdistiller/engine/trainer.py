@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,46 +14,23 @@ from torch.optim import Optimizer
 
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
-from mdistiller.errors import CheckpointError, InterruptedRun
-from mdistiller.models.teachers import read_checkpoint
+from mdistiller.errors import InterruptedRun
 
-from .checkpoint import (
-    random_state,
-    save_checkpoint,
-    set_random_state,
-    unwrap_keys,
-    wrap_keys,
-)
-from .finite import FiniteWatch
+from .epoch import EpochSums, StepResult
 from .folder import open_folder
 from .optim import build_optimizer
 from .progress import Progress
 from .records import RunRecord, read_metrics
 from .result import run_result
-from .utils import DeviceMeter, accuracy, adjust_learning_rate, validate
+from .saving import Checkpoints
+from .signals import StopDuringValidation, StopRequest
+from .utils import adjust_learning_rate, validate
 
 # What a loader's tuple holds, in this order; the last ones only where a method needs them.
 BATCH_KEYS = ("image", "target", "index", "contrastive_index")
 
 # Steps between two looks at the running sums (a look waits for the device).
 READ_EVERY = 20
-
-
-@dataclass
-class StepResult:
-    """What :meth:`BaseTrainer.backward` reports of one step; all tensors stay on the device.
-
-    Attributes:
-        logits: the student's [B, C] on the current batch.
-        losses: the distiller's losses by name, scalar or shape [1].
-        diagnostics: scalars whose epoch means go into the logs.
-        gradients: scalars by description that must be finite, e.g. a gradient's norm.
-    """
-
-    logits: Tensor
-    losses: dict[str, Tensor]
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
 class BaseTrainer:
@@ -96,16 +73,16 @@ class BaseTrainer:
         self.facts: dict[str, Any] = {}
         self.best_acc = -1.0
         self.best_epoch = 0
-        self._seconds = 0.0
+        self._stop = StopRequest()
 
     # ---- what a method may replace -------------------------------------------------------
 
     def init_optimizer(self, cfg: Any) -> Optimizer:
         return build_optimizer(self.distiller.get_learnable_parameters(), cfg)
 
-    def batches(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The keyword arguments of the distiller for every step of ``epoch``."""
-        for data in epoch_of(self.train_loader, epoch):
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The keyword arguments of the distiller for the steps of ``epoch`` after ``start``."""
+        for data in epoch_of(self.train_loader, epoch, start):
             yield self.to_device(data)
 
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
@@ -146,93 +123,101 @@ class BaseTrainer:
 
     # ---- the loop ------------------------------------------------------------------------
 
-    def train(self, resume: bool = False) -> dict[str, Any]:
+    def train(self, resume: bool = False, allow_changes: bool = False) -> dict[str, Any]:
         """Train up to ``cfg.SOLVER.EPOCHS`` and return what ``result.json`` says.
 
         Args:
-            resume: continue the run in :attr:`log_path` after its latest checkpoint. Otherwise
-                a run found there is set aside, under the same name with a number.
+            resume: continue the run in :attr:`log_path` from its latest checkpoint, if it has
+                one. Otherwise a run found there is set aside, under the same name with a number.
+            allow_changes: resume although the configuration is not the checkpoint's.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite.
-            CheckpointError: nothing to resume, a damaged file, or a disk that is full.
-            InterruptedRun: stopped by Ctrl-C; :attr:`log_path` holds the last full epoch.
+            CheckpointError: a damaged file, one of another run, or a disk that is full.
+            ConfigError: the configuration is not that of the checkpoint.
+            InterruptedRun: stopped by SIGINT or SIGTERM; :attr:`log_path` holds the last step.
         """
         lock = open_folder(self.log_path, keep=resume)
         try:
-            start = self._load_latest() if resume else 0
-            return self._train_from(start)
+            self._checkpoints = Checkpoints(self)
+            done, sums = self._checkpoints.load(allow_changes) if resume else (0, EpochSums())
+            with StopRequest() as self._stop:
+                return self._train_from(done, sums)
         finally:
             lock.release()
 
-    def _train_from(self, done: int) -> dict[str, Any]:
+    def _train_from(self, done: int, sums: EpochSums) -> dict[str, Any]:
         epochs = self.cfg.SOLVER.EPOCHS
         record = RunRecord(self.log_path, self.cfg, after_epoch=done)
         progress = Progress(epochs, len(self.train_loader), first_epoch=done + 1)
-        epoch = done + 1
         try:
             for epoch in range(done + 1, epochs + 1):
-                began = time.monotonic()
-                entry = self._train_epoch(epoch, record, progress)
-                self._seconds += time.monotonic() - began
+                entry = self._train_epoch(epoch, sums, record, progress)
                 record.epoch(entry)
-                self._save(epoch)
+                self._checkpoints.save_epoch(epoch)
                 progress.end_epoch(entry)
+                sums = EpochSums()
             result = self._result()
             record.finish(result)
             return result
         except KeyboardInterrupt:
-            advice = (
-                f"epoch {epoch - 1} is saved in {self.log_path}, continue with --resume"
-                if epoch > 1
-                else "no epoch was complete, so there is nothing to resume"
-            )
-            raise InterruptedRun(f"interrupted in epoch {epoch}; {advice}") from None
+            raise InterruptedRun(
+                "interrupted twice, so nothing was saved now; --resume continues "
+                f"from the latest checkpoint in {self.log_path}"
+            ) from None
         finally:
             progress.close()
             record.close()
 
-    def _train_epoch(self, epoch: int, record: RunRecord, progress: Progress) -> dict[str, Any]:
-        """One pass over the training set and one over the validation set."""
+    def _train_epoch(
+        self, epoch: int, sums: EpochSums, record: RunRecord, progress: Progress
+    ) -> dict[str, Any]:
+        """The rest of a pass over the training set, and one over the validation set."""
         lr = adjust_learning_rate(epoch, self.cfg, self.optimizer)
-        began = time.monotonic()
-        progress.start_epoch(epoch)
+        began = time.monotonic() - sums.seconds
+        progress.start_epoch(epoch, sums.steps, sums.images)
         self.distiller.train()
-        meter, diagnostics, watch = DeviceMeter(), DeviceMeter(), FiniteWatch()
-        window = DeviceMeter()
-        images = steps = 0
-        for steps, batch in enumerate(self.batches(epoch), 1):
+        for batch in self.batches(epoch, sums.steps):
             result = self.train_iter(batch, epoch)
-            n = batch["image"].shape[0]
-            images += n
-            meter.update(self._measure(result, batch["target"]), n)
-            diagnostics.update(result.diagnostics)
-            window.update(result.diagnostics)
-            watch.update({**result.losses, **result.gradients}, steps)
-            if steps % READ_EVERY == 0:
-                watch.check(epoch)
-                progress.step(steps, images, meter.averages())
-            self._write_window(window, record, epoch, steps)
-        watch.check(epoch)
-        seconds = time.monotonic() - began
-        top1, top5, loss = validate(self.val_loader, self.distiller)
+            sums.add(result, batch["target"])
+            if sums.steps % READ_EVERY == 0:
+                sums.finite.check(epoch)
+                progress.step(sums.steps, sums.images, sums.metrics.averages())
+            self._write_window(sums, record, epoch)
+            sums.seconds = time.monotonic() - began
+            self._save_within(epoch, sums)
+        sums.finite.check(epoch)  # waits for the device, so that the time is that of all steps
+        sums.seconds = time.monotonic() - began
+        top1, top5, loss = self._validate(epoch, sums)
         if top1 >= self.best_acc:
             self.best_acc, self.best_epoch = top1, epoch
         entry = {
             "epoch": epoch,
             "lr": lr,
-            **meter.averages(),
+            **sums.metrics.averages(),
             "test_acc": top1,
             "test_acc_top5": top5,
             "test_loss": loss,
             "best_acc": self.best_acc,
-            "steps": steps,
-            "seconds": seconds,
-            "images_per_second": images / seconds,
+            "steps": sums.steps,
+            "seconds": sums.seconds,
+            "images_per_second": sums.images / sums.seconds,
         }
-        if means := diagnostics.averages():
+        if means := sums.diagnostics.averages():
             entry[self.diagnostics_name] = means
         return entry
+
+    def _validate(self, epoch: int, sums: EpochSums) -> tuple[float, float, float]:
+        try:
+            return validate(self._until_stopped(self.val_loader), self.distiller)
+        except StopDuringValidation:
+            self._stop_here(epoch, sums)
+
+    def _until_stopped(self, loader: Iterable) -> Iterator[Any]:
+        for data in loader:
+            if self._stop.signal:
+                raise StopDuringValidation
+            yield data
 
     def train_iter(self, batch: dict[str, Any], epoch: int) -> StepResult:
         """One optimizer step."""
@@ -241,73 +226,34 @@ class BaseTrainer:
         self.optimizer.step()
         return result
 
-    @staticmethod
-    def _measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
-        top1, top5 = accuracy(result.logits.detach(), target, topk=(1, 5))
-        losses = {name: loss.detach().mean() for name, loss in result.losses.items()}
-        return {
-            "train_loss": sum(losses.values()),
-            "train_acc": top1,
-            "train_acc_top5": top5,
-            **{f"train_{name}": loss for name, loss in losses.items()},
-        }
-
-    def _write_window(self, window: DeviceMeter, record: RunRecord, epoch: int, step: int) -> None:
+    def _write_window(self, sums: EpochSums, record: RunRecord, epoch: int) -> None:
         """Every TENSORBOARD_FREQ steps, the diagnostics' means over these steps."""
-        total = (epoch - 1) * len(self.train_loader) + step
+        total = (epoch - 1) * len(self.train_loader) + sums.steps
         if total % self.cfg.LOG.TENSORBOARD_FREQ:
             return
-        means = window.averages()
+        means = sums.window.averages()
         record.scalars({f"{self.diagnostics_name}/{k}": v for k, v in means.items()}, total)
-        window.reset()
+        sums.window.reset()
 
     # ---- checkpoints ---------------------------------------------------------------------
 
-    def _save(self, epoch: int) -> None:
-        state = {
-            "epoch": epoch,
-            "model": wrap_keys(self.distiller.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "best_acc": self.best_acc,
-            "best_epoch": self.best_epoch,
-            "seconds": self._seconds,
-            "random_state": random_state(),
-            "trainer": self.extra_state(),
-        }
-        student = {"model": self.distiller.student.state_dict()}
-        names = ["latest"]
-        if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-            names.append(f"epoch_{epoch}")
-        if self.best_epoch == epoch:
-            names.append("best")
-        # "latest" last: once it is there, everything else of this epoch is there too.
-        for name in reversed(names):
-            save_checkpoint(student, self.log_path / f"student_{name.removeprefix('epoch_')}")
-            save_checkpoint(state, self.log_path / name)
+    def _save_within(self, epoch: int, sums: EpochSums) -> None:
+        """After a step: the checkpoint that is due or that a signal asks for."""
+        if self._stop.signal:
+            self._stop_here(epoch, sums)
+        every = self.cfg.LOG.SAVE_EVERY_STEPS
+        # After its last step an epoch is about to be saved as a whole.
+        if every and sums.steps % every == 0 and sums.steps < len(self.train_loader):
+            self._checkpoints.save_step(epoch, sums)
 
-    def _load_latest(self) -> int:
-        """Restore the run's state; returns the epoch it had completed."""
-        path = self.log_path / "latest"
-        if not path.exists():
-            raise CheckpointError(f"{path}: no checkpoint to resume from; run without --resume")
-        state = read_checkpoint(path, map_location=self.device)
-        try:
-            self.distiller.load_state_dict(unwrap_keys(state["model"]))
-            self.optimizer.load_state_dict(state["optimizer"])
-            epoch, self.best_acc = int(state["epoch"]), float(state["best_acc"])
-            # mdistiller's own checkpoints end here; the rest is this project's.
-            self.best_epoch = state.get("best_epoch", 0)
-            self._seconds = state.get("seconds", 0.0)
-            self.load_extra_state(state.get("trainer", {}))
-            if "random_state" in state:
-                set_random_state(state["random_state"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(
-                f"{path} does not fit this configuration ({reason}); "
-                "resume with the one in config.yaml beside it"
-            ) from None
-        return epoch
+    def _stop_here(self, epoch: int, sums: EpochSums) -> NoReturn:
+        """Save and end the run, as SIGINT or SIGTERM asks."""
+        self._checkpoints.save_step(epoch, sums)
+        raise InterruptedRun(
+            f"{self._stop.word} in epoch {epoch} after step {sums.steps}, which is saved in "
+            f"{self.log_path}; the same command with --resume continues from there",
+            self._stop.status,
+        )
 
     def _result(self) -> dict[str, Any]:
         return run_result(
@@ -316,13 +262,18 @@ class BaseTrainer:
             name=self.experiment_name,
             history=read_metrics(self.log_path),
             best=(self.best_acc, self.best_epoch),
-            seconds=self._seconds,
+            seconds=self._checkpoints.seconds,
             **self.facts,
         )
 
 
-def epoch_of(loader: Iterable, epoch: int) -> Iterable:
-    """``loader``, set to ``epoch`` if it derives its order from that (a plain list does not)."""
+def epoch_of(loader: Iterable, epoch: int, start: int = 0) -> Iterable:
+    """``loader`` from batch ``start`` of ``epoch`` on, if its order depends on that.
+
+    A plain list has the same batches in every epoch.
+    """
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(epoch)
-    return loader
+    if start == 0:
+        return loader
+    return loader.iterate(start) if hasattr(loader, "iterate") else islice(loader, start, None)

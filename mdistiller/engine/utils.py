@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,16 @@ class DeviceMeter:
         if self._sums is None:
             return {}
         return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types from which :meth:`load_state_dict` continues."""
+        sums = None if self._sums is None else self._sums.clone()
+        return {"names": list(self._names), "sums": sums, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._names = tuple(state["names"])
+        self._sums, self._count = state["sums"], state["count"]
 
 
 def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:

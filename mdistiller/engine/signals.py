@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM as requests that the training loop answers where its state is whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM are noted instead of ending the process.
+
+    A second SIGINT raises KeyboardInterrupt at once, for those who cannot wait for the end of a
+    step. Outside the main thread, where Python does not allow handlers, nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._note) for s in _NAMES}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        # The latest one decides on the exit status.
+        self.signal = number
+
+    @property
+    def word(self) -> str:
+        """What happened, for a message."""
+        return _NAMES[self.signal]
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells use for the signal: 130 or 143."""
+        return 128 + self.signal
+
+
+class StopDuringValidation(Exception):
+    """Leaves a validation pass on a :class:`StopRequest`; caught by the training loop."""
