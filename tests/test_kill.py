@@ -32,6 +32,7 @@ CASES = {
 if "gradnorm" in trainer_dict:
     CASES["GradNorm"] = ("gradnorm", "KD", ())
 KILLS = 20
+IMAGES = 500
 KILLS_PER_CASE = -(-KILLS // len(CASES))
 
 # Forked from a server that has torch loaded: a process of its own without seconds of imports.
@@ -40,9 +41,16 @@ CONTEXT.set_forkserver_preload(["mdistiller.engine.command", "sklearn.datasets",
 
 
 def _train(arguments: list[str], log: str) -> None:
-    """What the process runs: the command line of tools/train.py."""
+    """What the process runs: the command line of tools/train.py, on fewer images."""
+    import sklearn.datasets
+
+    from mdistiller.dataset import digits
     from mdistiller.engine.command import main
 
+    everything = sklearn.datasets.load_digits()
+    few = {key: everything[key][:IMAGES] for key in ("images", "target")}
+    sklearn.datasets.load_digits = lambda: type(everything)(**few)
+    digits.VAL_SIZE = 100
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -61,7 +69,7 @@ class Run:
         self.command = [
             *("--cfg", str(ROOT / "configs/digits/_base.yaml"), "--resume"),
             *("LOG.PREFIX", str(prefix), "EXPERIMENT.NAME", "run", "SOLVER.TRAINER", trainer),
-            *("DISTILLER.TYPE", method, "DISTILLER.STUDENT", "resnet8", "SOLVER.BATCH_SIZE", "128"),
+            *("DISTILLER.TYPE", method, "DISTILLER.STUDENT", "resnet8", "SOLVER.BATCH_SIZE", "40"),
             *("DISTILLER.TEACHER", "resnet14", "DISTILLER.TEACHER_CKPT", str(teacher)),
             *("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]", "LOG.SAVE_EVERY_STEPS", "2"),
             *("SOLVER.DEVICE", "cpu", "DATASET.TEST.BATCH_SIZE", "256", *map(str, opts)),
@@ -100,6 +108,9 @@ def assert_same(a, b) -> None:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
+    server = CONTEXT.Process(target=int)  # starts the server, whose imports are no run's time
+    server.start()
+    server.join()
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("teacher") / "resnet14"
     torch.save({"model": build_model("digits", "resnet14", 10).state_dict()}, path)
