@@ -44,6 +44,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.SOLVER.DOT = node()
     cfg.SOLVER.DOT.DELTA = 0.075
     cfg.SOLVER.DEVICE = "auto"  # added
+    cfg.SOLVER.DETERMINISTIC = False  # added
     cfg.SOLVER.NESTEROV = False  # added
     cfg.SOLVER.SCHEDULE = "step"  # added
     cfg.SOLVER.WARMUP_EPOCHS = 0  # added

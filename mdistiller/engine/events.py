@@ -7,12 +7,13 @@ flush waits for it for ever. Here the error reaches the caller.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from .files import appending_to
@@ -31,19 +32,23 @@ class ScalarWriter:
         self._folder = folder
         with appending_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # The process id, for the name ends in seconds: two files must not be the same.
-            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            # With the process id, for two runs may start in one second.
+            name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}"
+            self._records = RecordWriter(str(folder / name))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add(self, name: str, value: float, step: int) -> None:
-        event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+        self._write(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+
+    def _write(self, event: Event) -> None:
         with appending_to(self._folder):
-            self._writer.write_event(event)
+            self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
         with appending_to(self._folder):
-            self._writer.flush()
+            self._records.flush()
 
     def close(self) -> None:
-        """Flush and close; says nothing on a full disk, which :meth:`flush` has done."""
+        """Close the file; silent on a full disk, of which :meth:`flush` has told."""
         with suppress(OSError):
-            self._writer.close()
+            self._records.close()

@@ -16,6 +16,7 @@ from mdistiller.seeding import derive_seed, seed_everything
 from . import trainer_dict
 from .cfg import CFG, experiment_name, show_cfg
 from .check import check_config
+from .determinism import name_nondeterministic, use_deterministic_algorithms
 from .trainer import BaseTrainer
 from .utils import say, validate
 
@@ -68,6 +69,8 @@ def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrain
         ConfigError, DataError, CheckpointError: one line on what is wrong and what to do.
     """
     check_config(cfg)
+    if cfg.SOLVER.DETERMINISTIC:
+        use_deterministic_algorithms()
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg)
     distiller = build_distiller(cfg, num_classes, num_data)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
@@ -93,7 +96,8 @@ def run_training(
     show_cfg(cfg)
     trainer = build_trainer(cfg, opts)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
-    result = trainer.train(resume, allow_changes)
+    with name_nondeterministic():
+        result = trainer.train(resume, allow_changes)
     say(
         f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
         f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+from mdistiller.errors import InterruptedRun
 
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -50,3 +52,15 @@ class StopRequest:
 
 class StopDuringValidation(Exception):
     """Leaves a validation pass on a :class:`StopRequest`; caught by the training loop."""
+
+
+def end_on_sigterm() -> None:
+    """Outside of a :class:`StopRequest`, let SIGTERM end the process with one line and 143."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise InterruptedRun(
+        "terminated while not training; the same command with --resume starts or continues the run",
+        128 + number,
+    )
