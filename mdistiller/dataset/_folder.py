@@ -59,10 +59,10 @@ class FolderLoader(Loader):
     def _batches(
         self, epoch: int, order: Tensor, start_batch: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        rest = order[start_batch * self.batch_size :]
+        numbers = range(start_batch, len(self))
         batches = DataLoader(
             _SeededPass(self.dataset, (self.seed, self.name, epoch, "transform")),
-            batch_sampler=[part.tolist() for part in rest.split(self.batch_size) if len(part)],
+            batch_sampler=[order[self._rows(number)].tolist() for number in numbers],
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
             collate_fn=_collate,

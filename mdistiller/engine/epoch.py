@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -48,11 +50,11 @@ class EpochSums:
         self.metrics, self.diagnostics, self.window = DeviceMeter(), DeviceMeter(), DeviceMeter()
         self.finite = FiniteWatch()
 
-    def add(self, result: StepResult, target: Tensor) -> None:
-        """One step on images with the labels ``target`` [B]; everything stays on the device."""
+    def add(self, result: StepResult, target: Tensor, images: int) -> None:
+        """One step on ``images`` images with the labels ``target`` [B]; stays on the device."""
         self.steps += 1
-        self.images += len(target)
-        self.metrics.update(_measure(result, target), len(target))
+        self.images += images
+        self.metrics.update(_measure(result, target), images)
         self.diagnostics.update(result.diagnostics)
         self.window.update(result.diagnostics)
         self.finite.update({**result.losses, **result.gradients}, self.steps)
@@ -78,3 +80,15 @@ def _measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
         "train_acc_top5": top5,
         **{f"train_{name}": loss for name, loss in losses.items()},
     }
+
+
+def epoch_of(loader: Iterable, epoch: int, start: int = 0) -> Iterable:
+    """``loader`` from batch ``start`` of ``epoch`` on, if its order depends on that.
+
+    A plain list has the same batches in every epoch.
+    """
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    if start == 0:
+        return loader
+    return loader.iterate(start) if hasattr(loader, "iterate") else islice(loader, start, None)

@@ -30,7 +30,9 @@ class FiniteWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types from which :meth:`load_state_dict` continues."""
-        return {"first": [(list(names), first.clone()) for names, first in self._first.items()]}
+        return {
+            "first": [(list(names), first.clone().cpu()) for names, first in self._first.items()]
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""

@@ -76,6 +76,25 @@ class RunRecord:
             self._wandb.finish()
 
 
+class NoRecord:
+    """The interface of :class:`RunRecord` in a process that leaves the writing to another one."""
+
+    def __init__(self, folder: Path, cfg, after_epoch: int = 0) -> None:
+        pass
+
+    def epoch(self, entry: dict[str, Any]) -> None:
+        pass
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        pass
+
+    def finish(self, result: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The entries of ``metrics.jsonl``, without a last line that a kill cut short."""
     entries = []

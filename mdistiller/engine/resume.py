@@ -24,21 +24,26 @@ _HARMLESS = (
 )
 
 
-def relevant_config(cfg: Any) -> dict[str, Any]:
-    """The keys of ``cfg`` on which the result of its run depends, by their dotted names."""
-    return {
+def relevant_config(cfg: Any, processes: int = 1) -> dict[str, Any]:
+    """What the result of a run depends on: keys of ``cfg`` by their dotted names, and PROCESSES.
+
+    Args:
+        processes: how many train together (torchrun).
+    """
+    keys = {
         key: value
         for key, value in used_groups(cfg).leaves().items()
         if key not in _HARMLESS and not key.startswith("LOG.")
     }
+    return {**keys, "PROCESSES": processes}
 
 
-def config_changes(old: dict[str, Any], cfg: Any) -> list[str]:
-    """What differs between :func:`relevant_config` of a checkpoint and ``cfg``: "KEY: a -> b".
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two :func:`relevant_config`, as "KEY: a -> b".
 
     A key that one of the two does not have (a later version's) counts with its default.
     """
-    new, defaults = relevant_config(cfg), CFG.leaves()
+    defaults = CFG.leaves()
     changes = []
     for key in sorted({*old, *new}):
         before, after = (values.get(key, defaults.get(key)) for values in (old, new))
@@ -47,13 +52,13 @@ def config_changes(old: dict[str, Any], cfg: Any) -> list[str]:
     return changes
 
 
-def refuse_changes(old: dict[str, Any], cfg: Any, allow: bool) -> list[str]:
+def refuse_changes(old: dict[str, Any], new: dict[str, Any], allow: bool) -> list[str]:
     """The :func:`config_changes`, if there are none or ``allow`` says that they are meant.
 
     Raises:
         ConfigError: there are some; lists them.
     """
-    changes = config_changes(old, cfg)
+    changes = config_changes(old, new)
     if changes and not allow:
         raise ConfigError(
             f"the checkpoint was trained with another configuration: {', '.join(changes)}; "

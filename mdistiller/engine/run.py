@@ -17,6 +17,7 @@ from . import trainer_dict
 from .cfg import CFG, experiment_name, show_cfg
 from .check import check_config
 from .determinism import name_nondeterministic, use_deterministic_algorithms
+from .distributed import joined_by_torchrun
 from .trainer import BaseTrainer
 from .utils import say, validate
 
@@ -93,17 +94,23 @@ def run_training(
         cfg, opts: as for :func:`build_trainer`.
         resume, allow_changes: as for :meth:`BaseTrainer.train`.
     """
-    show_cfg(cfg)
-    trainer = build_trainer(cfg, opts)
-    seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
-    with name_nondeterministic():
-        result = trainer.train(resume, allow_changes)
+    with joined_by_torchrun(cfg.SOLVER.DEVICE) as world:
+        show_cfg(cfg)
+        with world.together():
+            trainer = build_trainer(cfg, opts)
+        seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
+        with name_nondeterministic():
+            result = trainer.train(resume, allow_changes)
+        _say_result(result, trainer)
+    return result
+
+
+def _say_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
     say(
         f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
         f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
         "EVAL",
     )
-    return result
 
 
 class LogitsOnly(nn.Module):

@@ -44,6 +44,8 @@ class Checkpoints:
     def save_epoch(self, epoch: int) -> None:
         """After ``epoch`` is complete."""
         trainer = self._trainer
+        if not trainer.world.is_writer:
+            return
         state = self._state(epoch)
         student = {"model": trainer.distiller.student.state_dict()}
         names = ["latest"]
@@ -62,9 +64,13 @@ class Checkpoints:
         Raises:
             NonFiniteError: something was not finite; the checkpoint before is kept.
         """
-        sums.finite.check(epoch)
-        state = {**self._state(epoch - 1), "step": sums.steps, "sums": sums.state_dict()}
-        save_checkpoint(state, self._trainer.log_path / "latest")
+        trainer = self._trainer
+        trainer.check_finite(epoch, sums)
+        by_process = trainer.world.gather(sums.state_dict())
+        with trainer.world.together():
+            if trainer.world.is_writer:
+                state = {**self._state(epoch - 1), "step": sums.steps, "sums": by_process}
+                save_checkpoint(state, trainer.log_path / "latest")
 
     def _state(self, epoch: int) -> dict[str, Any]:
         """The run after ``epoch`` complete epochs; keys up to "best_acc" are mdistiller's."""
@@ -78,7 +84,7 @@ class Checkpoints:
             "seconds": self.seconds,
             "random_state": random_state(),
             "trainer": trainer.extra_state(),
-            "config": relevant_config(trainer.cfg),
+            "config": relevant_config(trainer.cfg, trainer.world.size),
             "teacher": self.teacher,
         }
 
@@ -102,7 +108,8 @@ class Checkpoints:
         state = read_checkpoint(path, map_location=self._trainer.device)
         # mdistiller's own checkpoints have neither of the two.
         if isinstance(state, dict) and "config" in state:
-            for change in refuse_changes(state["config"], self._trainer.cfg, allow_changes):
+            new = relevant_config(self._trainer.cfg, self._trainer.world.size)
+            for change in refuse_changes(state["config"], new, allow_changes):
                 say(f"changed since the checkpoint: {change}", "WARN")
             refuse_other_teacher(state["teacher"], self.teacher)
         try:
@@ -124,7 +131,9 @@ class Checkpoints:
         self._seconds_before, self._start = state.get("seconds", 0.0), time.monotonic()
         trainer.load_extra_state(state.get("trainer", {}))
         if "sums" in state:
-            sums.load_state_dict(state["sums"])
+            if len(state["sums"]) != trainer.world.size:
+                raise ValueError(f"within an epoch of {len(state['sums'])} processes")
+            sums.load_state_dict(state["sums"][trainer.world.rank])
         if "random_state" in state:
             set_random_state(state["random_state"])
         return epoch, sums

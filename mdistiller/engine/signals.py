@@ -9,11 +9,16 @@ from typing import Any, NoReturn
 
 from mdistiller.errors import InterruptedRun
 
+from .distributed import World
+
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class StopRequest:
     """While entered, SIGINT and SIGTERM are noted instead of ending the process.
+
+    Attributes:
+        signal: which one came, None or 0 if none did.
 
     A second SIGINT raises KeyboardInterrupt at once, for those who cannot wait for the end of a
     step. Outside the main thread, where Python does not allow handlers, nothing is installed.
@@ -38,6 +43,14 @@ class StopRequest:
             raise KeyboardInterrupt
         # The latest one decides on the exit status.
         self.signal = number
+
+    def agreed(self, world: World, now: bool) -> bool:
+        """Whether all processes of ``world`` are to stop; asked of them where ``now`` is true."""
+        if world.size > 1:
+            if not now:
+                return False
+            self.signal = max(number or 0 for number in world.gather(self.signal))
+        return bool(self.signal)
 
     @property
     def word(self) -> str:

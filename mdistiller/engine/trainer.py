@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,11 +15,12 @@ from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
 from mdistiller.errors import InterruptedRun
 
-from .epoch import EpochSums, StepResult
+from .distributed import World, piece_of, share_of
+from .epoch import EpochSums, StepResult, epoch_of
 from .folder import open_folder
 from .optim import build_optimizer
 from .progress import Progress
-from .records import RunRecord, read_metrics
+from .records import NoRecord, RunRecord, read_metrics
 from .result import run_result
 from .saving import Checkpoints
 from .signals import StopDuringValidation, StopRequest
@@ -54,6 +54,9 @@ class BaseTrainer:
     # Whether the method treats the distillation loss apart, so that there must be one.
     needs_distillation_loss = False
 
+    # Whether the class's own ``backward`` works on a piece of a batch (:meth:`scaled`).
+    data_parallel = True
+
     def __init__(
         self,
         experiment_name: str,
@@ -65,8 +68,10 @@ class BaseTrainer:
         self.cfg = cfg
         self.device = resolve_device(cfg.SOLVER.DEVICE)
         self.distiller = distiller.to(self.device)
-        self.train_loader = train_loader
-        self.val_loader = val_loader
+        self.world = World()
+        self.train_loader, self.val_loader = (
+            piece_of(loader, self) for loader in (train_loader, val_loader)
+        )
         self.optimizer = self.init_optimizer(cfg)
         self.experiment_name = experiment_name
         self.log_path = Path(cfg.LOG.PREFIX) / experiment_name
@@ -74,6 +79,7 @@ class BaseTrainer:
         self.best_acc = -1.0
         self.best_epoch = 0
         self._stop = StopRequest()
+        self._share = 1.0
 
     # ---- what a method may replace -------------------------------------------------------
 
@@ -82,13 +88,17 @@ class BaseTrainer:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
         """The keyword arguments of the distiller for the steps of ``epoch`` after ``start``."""
-        for data in epoch_of(self.train_loader, epoch, start):
-            yield self.to_device(data)
+        for number, data in enumerate(epoch_of(self.train_loader, epoch, start), start):
+            batch = self.to_device(data)
+            if self.world.size > 1:
+                batch["share"] = share_of(self.train_loader, number)
+            yield batch
 
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
         """Leave the gradient of one step in the parameters' ``grad``, which are None before."""
         logits, losses = self.distiller(**batch, epoch=epoch)
-        sum(loss.mean() for loss in losses.values()).backward()
+        self.scaled(sum(loss.mean() for loss in losses.values())).backward()
+        self.reduce_gradients()
         return StepResult(logits, losses, gradients={"gradient": self.gradient_norm()})
 
     def extra_state(self) -> dict[str, Any]:
@@ -106,20 +116,29 @@ class BaseTrainer:
         batch["image"] = batch["image"].to(self._image_dtype)
         return batch
 
+    def scaled(self, loss: Tensor, share: float | None = None) -> Tensor:
+        """A mean over this process's images, as its part of the mean over the whole batch.
+
+        Args:
+            share: of the images; None for the current batch's.
+        """
+        return loss if self.world.size == 1 else loss * (self._share if share is None else share)
+
+    def reduce_gradients(self) -> None:
+        """Sum the gradients in ``grad`` over the processes."""
+        self.world.sum_(self._gradients_left())
+
     @property
     def _image_dtype(self) -> torch.dtype:
         return next(self.distiller.student.parameters()).dtype
 
     def gradient_norm(self) -> Tensor:
         """Norm over all gradients that the optimizer is about to use."""
-        return torch.nn.utils.get_total_norm(
-            [
-                p.grad
-                for group in self.optimizer.param_groups
-                for p in group["params"]
-                if p.grad is not None
-            ]
-        )
+        return torch.nn.utils.get_total_norm(self._gradients_left())
+
+    def _gradients_left(self) -> list[Tensor]:
+        groups = self.optimizer.param_groups
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
     # ---- the loop ------------------------------------------------------------------------
 
@@ -137,28 +156,37 @@ class BaseTrainer:
             ConfigError: the configuration is not that of the checkpoint.
             InterruptedRun: stopped by SIGINT or SIGTERM; :attr:`log_path` holds the last step.
         """
-        lock = open_folder(self.log_path, keep=resume)
+        lock = None
         try:
-            self._checkpoints = Checkpoints(self)
-            done, sums = self._checkpoints.load(allow_changes) if resume else (0, EpochSums())
+            with self.world.together():
+                if self.world.is_writer:
+                    lock = open_folder(self.log_path, keep=resume)
+            with self.world.together():
+                self._checkpoints = Checkpoints(self)
+                done, sums = self._checkpoints.load(allow_changes) if resume else (0, EpochSums())
             with StopRequest() as self._stop:
                 return self._train_from(done, sums)
         finally:
-            lock.release()
+            if lock:
+                lock.release()
 
     def _train_from(self, done: int, sums: EpochSums) -> dict[str, Any]:
         epochs = self.cfg.SOLVER.EPOCHS
-        record = RunRecord(self.log_path, self.cfg, after_epoch=done)
+        with self.world.together():
+            kind = RunRecord if self.world.is_writer else NoRecord
+            record = kind(self.log_path, self.cfg, after_epoch=done)
         progress = Progress(epochs, len(self.train_loader), first_epoch=done + 1)
         try:
             for epoch in range(done + 1, epochs + 1):
                 entry = self._train_epoch(epoch, sums, record, progress)
-                record.epoch(entry)
-                self._checkpoints.save_epoch(epoch)
+                with self.world.together():
+                    record.epoch(entry)
+                    self._checkpoints.save_epoch(epoch)
                 progress.end_epoch(entry)
                 sums = EpochSums()
-            result = self._result()
-            record.finish(result)
+            with self.world.together():
+                result = self._result()
+                record.finish(result)
             return result
         except KeyboardInterrupt:
             raise InterruptedRun(
@@ -179,14 +207,17 @@ class BaseTrainer:
         self.distiller.train()
         for batch in self.batches(epoch, sums.steps):
             result = self.train_iter(batch, epoch)
-            sums.add(result, batch["target"])
+            # A stand-in for an empty piece of the batch does not count.
+            sums.add(result, batch["target"], len(batch["target"]) if self._share else 0)
             if sums.steps % READ_EVERY == 0:
-                sums.finite.check(epoch)
+                self.check_finite(epoch, sums)
                 progress.step(sums.steps, sums.images, sums.metrics.averages())
             self._write_window(sums, record, epoch)
             sums.seconds = time.monotonic() - began
             self._save_within(epoch, sums)
-        sums.finite.check(epoch)  # waits for the device, so that the time is that of all steps
+        self.check_finite(
+            epoch, sums
+        )  # waits for the device, so that the time is that of all steps
         sums.seconds = time.monotonic() - began
         top1, top5, loss = self._validate(epoch, sums)
         if top1 >= self.best_acc:
@@ -194,20 +225,29 @@ class BaseTrainer:
         entry = {
             "epoch": epoch,
             "lr": lr,
-            **sums.metrics.averages(),
+            **sums.metrics.averages(self.world),
             "test_acc": top1,
             "test_acc_top5": top5,
             "test_loss": loss,
             "best_acc": self.best_acc,
             "steps": sums.steps,
             "seconds": sums.seconds,
-            "images_per_second": sums.images / sums.seconds,
+            "images_per_second": sum(self.world.gather(sums.images)) / sums.seconds,
         }
         if means := sums.diagnostics.averages():
             entry[self.diagnostics_name] = means
         return entry
 
+    def check_finite(self, epoch: int, sums: EpochSums) -> None:
+        """Raises NonFiniteError, in every process, if something was not finite in one."""
+        with self.world.together():
+            sums.finite.check(epoch)
+
     def _validate(self, epoch: int, sums: EpochSums) -> tuple[float, float, float]:
+        if self.world.size > 1:
+            self.world.assert_agreement(self.optimizer.param_groups[0]["params"])
+            self.world.copy_buffers(self.distiller)
+            return validate(self.val_loader, self.distiller, self.world)
         try:
             return validate(self._until_stopped(self.val_loader), self.distiller)
         except StopDuringValidation:
@@ -221,6 +261,7 @@ class BaseTrainer:
 
     def train_iter(self, batch: dict[str, Any], epoch: int) -> StepResult:
         """One optimizer step."""
+        self._share = batch.pop("share", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         result = self.backward(batch, epoch)
         self.optimizer.step()
@@ -239,21 +280,25 @@ class BaseTrainer:
 
     def _save_within(self, epoch: int, sums: EpochSums) -> None:
         """After a step: the checkpoint that is due or that a signal asks for."""
-        if self._stop.signal:
+        last = sums.steps == len(self.train_loader)
+        # Asking the other processes takes time, so that is done now and then only.
+        now = last or sums.steps % READ_EVERY == 0
+        if self._stop.agreed(self.world, now):
             self._stop_here(epoch, sums)
         every = self.cfg.LOG.SAVE_EVERY_STEPS
         # After its last step an epoch is about to be saved as a whole.
-        if every and sums.steps % every == 0 and sums.steps < len(self.train_loader):
+        if every and sums.steps % every == 0 and not last:
             self._checkpoints.save_step(epoch, sums)
 
     def _stop_here(self, epoch: int, sums: EpochSums) -> NoReturn:
         """Save and end the run, as SIGINT or SIGTERM asks."""
         self._checkpoints.save_step(epoch, sums)
-        raise InterruptedRun(
-            f"{self._stop.word} in epoch {epoch} after step {sums.steps}, which is saved in "
-            f"{self.log_path}; the same command with --resume continues from there",
-            self._stop.status,
-        )
+        with self.world.together():
+            raise InterruptedRun(
+                f"{self._stop.word} in epoch {epoch} after step {sums.steps}, which is saved in "
+                f"{self.log_path}; the same command with --resume continues from there",
+                self._stop.status,
+            )
 
     def _result(self) -> dict[str, Any]:
         return run_result(
@@ -261,19 +306,8 @@ class BaseTrainer:
             self.device,
             name=self.experiment_name,
             history=read_metrics(self.log_path),
+            processes=self.world.size,
             best=(self.best_acc, self.best_epoch),
             seconds=self._checkpoints.seconds,
             **self.facts,
         )
-
-
-def epoch_of(loader: Iterable, epoch: int, start: int = 0) -> Iterable:
-    """``loader`` from batch ``start`` of ``epoch`` on, if its order depends on that.
-
-    A plain list has the same batches in every epoch.
-    """
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)
-    if start == 0:
-        return loader
-    return loader.iterate(start) if hasattr(loader, "iterate") else islice(loader, start, None)
