@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -52,15 +54,20 @@ class StopRequest:
             self.signal = max(number or 0 for number in world.gather(self.signal))
         return bool(self.signal)
 
-    @property
-    def word(self) -> str:
-        """What happened, for a message."""
-        return _NAMES[self.signal]
+    def until(self, loader: Iterable) -> Iterator[Any]:
+        """What ``loader`` yields; raises StopDuringValidation once a signal has come."""
+        for data in loader:
+            if self.signal:
+                raise StopDuringValidation
+            yield data
 
-    @property
-    def status(self) -> int:
-        """The exit status that shells use for the signal: 130 or 143."""
-        return 128 + self.signal
+    def error(self, epoch: int, step: int, folder: Path) -> InterruptedRun:
+        """What ends a run that is saved in ``folder``; with the shells' status, 130 or 143."""
+        return InterruptedRun(
+            f"{_NAMES[self.signal]} in epoch {epoch} after step {step}, which is saved in "
+            f"{folder}; the same command with --resume continues from there",
+            128 + self.signal,
+        )
 
 
 class StopDuringValidation(Exception):

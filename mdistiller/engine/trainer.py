@@ -137,8 +137,8 @@ class BaseTrainer:
         return torch.nn.utils.get_total_norm(self._gradients_left())
 
     def _gradients_left(self) -> list[Tensor]:
-        groups = self.optimizer.param_groups
-        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
 
     # ---- the loop ------------------------------------------------------------------------
 
@@ -171,9 +171,8 @@ class BaseTrainer:
                 lock.release()
 
     def _train_from(self, done: int, sums: EpochSums) -> dict[str, Any]:
-        epochs = self.cfg.SOLVER.EPOCHS
+        epochs, kind = self.cfg.SOLVER.EPOCHS, RunRecord if self.world.is_writer else NoRecord
         with self.world.together():
-            kind = RunRecord if self.world.is_writer else NoRecord
             record = kind(self.log_path, self.cfg, after_epoch=done)
         progress = Progress(epochs, len(self.train_loader), first_epoch=done + 1)
         try:
@@ -190,8 +189,8 @@ class BaseTrainer:
             return result
         except KeyboardInterrupt:
             raise InterruptedRun(
-                "interrupted twice, so nothing was saved now; --resume continues "
-                f"from the latest checkpoint in {self.log_path}"
+                f"interrupted twice, so nothing was saved now; {self.log_path} has the latest "
+                "checkpoint, from which --resume continues"
             ) from None
         finally:
             progress.close()
@@ -249,15 +248,9 @@ class BaseTrainer:
             self.world.copy_buffers(self.distiller)
             return validate(self.val_loader, self.distiller, self.world)
         try:
-            return validate(self._until_stopped(self.val_loader), self.distiller)
+            return validate(self._stop.until(self.val_loader), self.distiller)
         except StopDuringValidation:
             self._stop_here(epoch, sums)
-
-    def _until_stopped(self, loader: Iterable) -> Iterator[Any]:
-        for data in loader:
-            if self._stop.signal:
-                raise StopDuringValidation
-            yield data
 
     def train_iter(self, batch: dict[str, Any], epoch: int) -> StepResult:
         """One optimizer step."""
@@ -276,14 +269,11 @@ class BaseTrainer:
         record.scalars({f"{self.diagnostics_name}/{k}": v for k, v in means.items()}, total)
         sums.window.reset()
 
-    # ---- checkpoints ---------------------------------------------------------------------
-
     def _save_within(self, epoch: int, sums: EpochSums) -> None:
         """After a step: the checkpoint that is due or that a signal asks for."""
         last = sums.steps == len(self.train_loader)
         # Asking the other processes takes time, so that is done now and then only.
-        now = last or sums.steps % READ_EVERY == 0
-        if self._stop.agreed(self.world, now):
+        if self._stop.agreed(self.world, now=last or sums.steps % READ_EVERY == 0):
             self._stop_here(epoch, sums)
         every = self.cfg.LOG.SAVE_EVERY_STEPS
         # After its last step an epoch is about to be saved as a whole.
@@ -294,11 +284,7 @@ class BaseTrainer:
         """Save and end the run, as SIGINT or SIGTERM asks."""
         self._checkpoints.save_step(epoch, sums)
         with self.world.together():
-            raise InterruptedRun(
-                f"{self._stop.word} in epoch {epoch} after step {sums.steps}, which is saved in "
-                f"{self.log_path}; the same command with --resume continues from there",
-                self._stop.status,
-            )
+            raise self._stop.error(epoch, sums.steps, self.log_path)
 
     def _result(self) -> dict[str, Any]:
         return run_result(
