@@ -20,11 +20,13 @@ from mdistiller.engine.determinism import name_nondeterministic, use_determinist
 from mdistiller.errors import ConfigError
 
 from .test_dataset_folder import save
+from .test_kill import CONTEXT, train_few
 from .test_resume import CASES, assert_same, build, outcome
-from .test_tools import DIGITS, ROOT, command, environment, train
+from .test_tools import DIGITS, ROOT, command, environment
 
 # Python 3.12 and later warn of every fork; DataLoader forks its workers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+VANILLA = str(ROOT / DIGITS / "vanilla.yaml")
 CLASSES = ("n1", "n2", "n3", "n4", "n5")
 
 
@@ -110,10 +112,21 @@ def test_operation_without_a_deterministic_form_is_one_line():
         raise RuntimeError("something else")
 
 
+def start(log, *arguments):
+    """A process that runs the command line, with its output in ``log``."""
+    process = CONTEXT.Process(target=train_few, args=([*map(str, arguments)], str(log)))
+    process.start()
+    return process
+
+
 def test_deterministic_on_the_command_line_is_recorded(tmp_path):
-    opts = ("SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "x")
-    done = train(tmp_path, "vanilla", *opts, "--deterministic")
-    assert done.returncode == 0, done.stderr
+    process = start(
+        tmp_path / "log",
+        *("--cfg", VANILLA, "--deterministic", "LOG.PREFIX", tmp_path, "SOLVER.DEVICE", "cpu"),
+        *("EXPERIMENT.NAME", "x", "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]"),
+    )
+    process.join(100)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
     folder = tmp_path / "digits" / "x"
     assert json.loads((folder / "result.json").read_text())["deterministic"] is True
     assert "DETERMINISTIC: true" in (folder / "config.yaml").read_text()
@@ -125,45 +138,33 @@ def test_deterministic_on_the_command_line_is_recorded(tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_to_the_group_with_workers_saves_the_step(tmp_path, images, number, status):
     arguments = (
-        *("--cfg", f"{DIGITS}/vanilla.yaml", "DATASET.TYPE", "tiny_imagenet", "--resume"),
+        *("--cfg", VANILLA, "DATASET.TYPE", "tiny_imagenet", "--resume", "SOLVER.DEVICE", "cpu"),
         *("DATASET.ROOT", images.parent, "DATASET.NUM_WORKERS", 2, "SOLVER.BATCH_SIZE", 8),
         *("LOG.PREFIX", tmp_path, "EXPERIMENT.NAME", "x", "DISTILLER.STUDENT", "ShuffleV1"),
-        *("SOLVER.LR_DECAY_STAGES", "[]", "SOLVER.DEVICE", "cpu"),
+        *("SOLVER.LR_DECAY_STAGES", "[]", "--allow-changes", "SOLVER.EPOCHS"),
     )
-    process = subprocess.Popen(
-        command("train.py", *arguments, "SOLVER.EPOCHS", 1000),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(tmp_path / "log", *arguments, 1000)
     latest = tmp_path / "digits" / "x" / "latest"
-    deadline = time.monotonic() + 120
-    while not latest.exists() and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 100
+    while not latest.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)
     os.killpg(process.pid, number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == status, stderr
-    lines = [line for line in stderr.splitlines() if not line.startswith("warning:")]
-    assert len(lines) == 1
-    assert "is saved in" in lines[0]
-    assert "--resume" in lines[0]
+    process.join(60)
+    printed = (tmp_path / "log").read_text()
+    assert process.exitcode == status, printed
+    (error,) = (line for line in printed.splitlines() if line.startswith("error: "))
+    assert "is saved in" in error
+    assert "--resume" in error
+    assert "Traceback" not in printed
     state = torch.load(latest, weights_only=True)
     assert state["step"] > 0
     epochs = state["epoch"] + 1
-    done = subprocess.run(
-        command("train.py", *arguments, "--allow-changes", "SOLVER.EPOCHS", epochs),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"changed since the checkpoint: SOLVER.EPOCHS: 1000 -> {epochs}" in done.stdout
+    process = start(tmp_path / "again", *arguments, epochs)
+    process.join(100)
+    printed = (tmp_path / "again").read_text()
+    assert process.exitcode == 0, printed
+    assert f"changed since the checkpoint: SOLVER.EPOCHS: 1000 -> {epochs}" in printed
 
 
 def test_terminated_before_the_training_begins(tmp_path):

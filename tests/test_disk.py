@@ -13,8 +13,9 @@ import torch
 from mdistiller.engine.files import whole_file, write_text
 from mdistiller.errors import CheckpointError, InterruptedRun, MdistillerError
 
+from .test_kill import CONTEXT, train_few
 from .test_resume import STEPS, assert_same, build, outcome, stop_after
-from .test_tools import train
+from .test_tools import DIGITS, ROOT
 
 PAGE = 4096
 
@@ -115,23 +116,22 @@ def test_read_only_disk(disk):
     build(disk, "vanilla").train(resume=True)
 
 
-def test_command_line_on_a_full_disk(disk):
+def test_command_line_on_a_full_disk(disk, tmp_path):
     """Room for the first epoch's four files of 2 MB in all, not for one of the second epoch's."""
     mount("-o", "remount,size=2400k", str(disk))
-    opts = (
-        "EXPERIMENT.NAME",
-        "x",
-        "SOLVER.EPOCHS",
-        "2",
-        "SOLVER.LR_DECAY_STAGES",
-        "[1]",
-        "--resume",
+    arguments = (
+        *("--cfg", str(ROOT / DIGITS / "vanilla.yaml"), "LOG.PREFIX", str(disk), "--resume"),
+        *("EXPERIMENT.NAME", "x", "SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]"),
     )
-    done = train(disk, "vanilla", *opts)
-    assert done.returncode == 1, done.stdout
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: cannot write")
-    assert "No space left on device" in done.stderr
+    process = CONTEXT.Process(target=train_few, args=(list(arguments), str(tmp_path / "log")))
+    process.start()
+    process.join(100)
+    printed = (tmp_path / "log").read_text()
+    assert process.exitcode == 1, printed
+    (error,) = (line for line in printed.splitlines() if line.startswith("error: "))
+    assert "cannot write" in error
+    assert "No space left on device" in error
+    assert "Traceback" not in printed
     folder = disk / "digits" / "x"
     assert torch.load(folder / "latest", weights_only=True)["epoch"] == 1
     assert not list(folder.glob(".*.tmp"))

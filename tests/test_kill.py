@@ -40,8 +40,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mdistiller.engine.command", "sklearn.datasets", "tests.test_kill"])
 
 
-def _train(arguments: list[str], log: str) -> None:
-    """What the process runs: the command line of tools/train.py, on fewer images."""
+def train_few(arguments: list[str], log: str) -> None:
+    """What the process runs: the command line of tools/train.py, on fewer images.
+
+    In a process group of its own, so that signals can be sent to it with its workers.
+    """
     import sklearn.datasets
 
     from mdistiller.dataset import digits
@@ -51,6 +54,7 @@ def _train(arguments: list[str], log: str) -> None:
     few = {key: everything[key][:IMAGES] for key in ("images", "target")}
     sklearn.datasets.load_digits = lambda: type(everything)(**few)
     digits.VAL_SIZE = 100
+    os.setpgrp()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -76,7 +80,7 @@ class Run:
         ]
 
     def start(self) -> multiprocessing.Process:
-        process = CONTEXT.Process(target=_train, args=(self.command, str(self.log)))
+        process = CONTEXT.Process(target=train_few, args=(self.command, str(self.log)))
         process.start()
         return process
 

@@ -229,6 +229,28 @@ def test_pieces_make_up_the_batch(pieces):
         assert all(len(parts[r][number][0]) >= 1 for r in range(pieces))
 
 
+def test_which_losses_relate_the_samples_of_a_batch():
+    """All others are means over samples, so that pieces make up the whole (docs/trust.md)."""
+    image, target = torch.randn(8, 3, 32, 32).double(), torch.randint(10, (8,))
+    relating = set()
+    for method, cls in distiller_dict.items():
+        if method.startswith("CROSSBATCH_") or not cls.data_parallel or method == "NONE":
+            continue
+        cfg = config("")
+        student, teacher = (build_model("digits", name, 10) for name in ("resnet8", "resnet14"))
+        distiller = cls(student, teacher.eval(), cfg).double().train()
+        for module in distiller.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        whole, *halves = (
+            distiller.forward_train(image[part], target[part], epoch=30)[1]["loss_kd"].detach()
+            for part in (slice(0, 8), slice(0, 4), slice(4, 8))
+        )
+        if not torch.allclose(sum(halves) / 2, whole, rtol=1e-9):
+            relating.add(method)
+    assert relating == {"RKD", "PKT", "SP"}
+
+
 def torchrun(*arguments) -> list[str]:
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
