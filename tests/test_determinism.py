@@ -140,7 +140,7 @@ def test_signal_to_the_group_with_workers_saves_the_step(tmp_path, images, numbe
     arguments = (
         *("--cfg", VANILLA, "DATASET.TYPE", "tiny_imagenet", "--resume", "SOLVER.DEVICE", "cpu"),
         *("DATASET.ROOT", images.parent, "DATASET.NUM_WORKERS", 2, "SOLVER.BATCH_SIZE", 8),
-        *("LOG.PREFIX", tmp_path, "EXPERIMENT.NAME", "x", "DISTILLER.STUDENT", "ShuffleV1"),
+        *("LOG.PREFIX", tmp_path, "EXPERIMENT.NAME", "x", "DISTILLER.STUDENT", "wrn_16_1"),
         *("SOLVER.LR_DECAY_STAGES", "[]", "--allow-changes", "SOLVER.EPOCHS"),
     )
     process = start(tmp_path / "log", *arguments, 1000)
