@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import warnings
@@ -202,6 +203,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; check the path") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a position that the file, being cut off, does not have
+            raise _damaged(path, error) from None
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror or error}); give a readable file"
         ) from None
