@@ -4,7 +4,8 @@ Runs the real trainer with validation, logs and a checkpoint every epoch in a te
 and measures its own process while it trains. Ends with status 1 if, between the warm-up (the
 first fifth) and the end, memory grew by more than --memory MiB, file handles or threads by more
 than 2, or if a step of the last tenth takes more than --slowdown times as long as one of the
-second tenth. The samples and the verdict go to --out, one line of JSON each.
+second tenth; on a CPU in processor time, which other programs on the machine do not lengthen,
+elsewhere in elapsed time. The samples and the verdict go to --out, one line of JSON each.
 
 example:
   python benchmarks/soak.py --minutes 30 --out output/soak.jsonl
@@ -88,7 +89,8 @@ class Sampler:
         every: steps.
         steps, seconds: when to stop with :class:`Enough`, whichever comes first.
         write: gets each sample: "step", "seconds" since the start, "rss" in bytes, "handles",
-            "threads", and "step_ms", the median since the sample before.
+            "threads", and medians since the sample before: "step_ms", elapsed, and "work_ms",
+            processor time on a CPU, else the same as "step_ms".
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Sampler:
         self.every, self.steps, self.seconds, self.write = every, steps, seconds, write
         self.samples: list[dict[str, Any]] = []
         self._read = process_reader()
-        self._times: list[float] = []
+        self._times: list[tuple[float, float]] = []
         self._start = time.monotonic()
         self._done = 0
 
@@ -105,23 +107,27 @@ class Sampler:
         """Measure all steps that ``trainer`` makes from now on."""
         step = trainer.train_iter
 
+        on_cpu = trainer.device.type == "cpu"
+
         def measured(batch: dict[str, Any], epoch: int) -> Any:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             result = step(batch, epoch)
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize(trainer.device)
-            self._after(time.perf_counter() - began)
+            elapsed = time.perf_counter() - began
+            self._after(elapsed, time.process_time() - worked if on_cpu else elapsed)
             return result
 
         trainer.train_iter = measured
 
-    def _after(self, seconds: float) -> None:
+    def _after(self, elapsed: float, worked: float) -> None:
         self._done += 1
-        self._times.append(seconds)
+        self._times.append((elapsed, worked))
         passed = time.monotonic() - self._start
         if self._done % self.every == 0:
-            median = statistics.median(self._times) * 1e3
-            sample = {"step": self._done, "seconds": passed, "step_ms": median, **self._read()}
+            step_ms, work_ms = (statistics.median(t) * 1e3 for t in zip(*self._times, strict=True))
+            sample = {"step": self._done, "seconds": passed, **self._read()}
+            sample |= {"step_ms": step_ms, "work_ms": work_ms}
             self._times.clear()
             self.samples.append(sample)
             self.write(sample)
@@ -154,7 +160,8 @@ def judge(
         "memory_kib_per_step": slope * 1024,
         "handle_growth": growth("handles"),
         "thread_growth": growth("threads"),
-        "slowdown": _median(last, "step_ms") / _median(second, "step_ms"),
+        "slowdown": _median(last, "work_ms") / _median(second, "work_ms"),
+        "slowdown_elapsed": _median(last, "step_ms") / _median(second, "step_ms"),
     }
     wrong = []
     if found["memory_growth_mib"] > memory_mib:
@@ -206,7 +213,8 @@ def soak(args: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> l
             print(_row(sample), file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        trainer = build(args.cfg, args.opts, Path(folder))
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = build(args.cfg, args.opts, Path(folder))
         seconds = args.minutes * 60 if args.steps is None else float("inf")
         sampler = Sampler(args.every, args.steps or float("inf"), seconds, report)
         sampler.watch(trainer)
@@ -219,7 +227,8 @@ def soak(args: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> l
 def _row(sample: dict[str, Any]) -> str:
     return (
         f"{sample['step']:8d}  {sample['seconds'] / 60:7.1f}  {sample['rss'] / MIB:8.1f}  "
-        f"{sample['handles']:7d}  {sample['threads']:7d}  {sample['step_ms']:7.1f}"
+        f"{sample['handles']:7d}  {sample['threads']:7d}  {sample['step_ms']:7.1f}  "
+        f"{sample['work_ms']:7.1f}"
     )
 
 
@@ -256,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         found, wrong = judge(samples, args.memory, args.slowdown)
         write({"cfg": args.cfg, "torch": torch.__version__, **found, "wrong": wrong})
-    print("    step  minutes  RSS MiB  handles  threads  ms/step")
+    print("    step  minutes  RSS MiB  handles  threads  ms/step  work ms")
     for i in np.linspace(0, len(samples) - 1, 11).astype(int):
         print(_row(samples[i]))
     for key, value in found.items():
