@@ -33,8 +33,8 @@ test-lowest: $(LOWEST)/.installed
 
 $(LOWEST)/.installed: requirements.txt setup.py
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	grep -ohE '[A-Za-z0-9_-]+>=[0-9.]+' requirements.txt setup.py | sed 's/>=/==/' \
-		> $(LOWEST)/constraints.txt
+	grep -ohE '[A-Za-z0-9_.-]+(\[[a-z,]+\])?>=[0-9.]+' requirements.txt setup.py \
+		| sed 's/\[.*\]//; s/>=/==/' > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c $(LOWEST)/constraints.txt -e '.[test,export]'
 	touch $@
