@@ -29,7 +29,8 @@ test: $(VENV)/.installed
 # Deprecations are not looked at: old releases here meet new ones of what they need themselves.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) \
-		-W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning
+		-W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+		-W "ignore:'onnxscript:FutureWarning"
 
 $(LOWEST)/.installed: requirements.txt setup.py
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
