@@ -22,6 +22,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.DATASET.TYPE = "cifar100"
     cfg.DATASET.ROOT = "./data"  # added
     cfg.DATASET.NUM_WORKERS = 2
+    cfg.DATASET.SKIP_BROKEN = False  # added
     cfg.DATASET.TEST = node()
     cfg.DATASET.TEST.BATCH_SIZE = 64
 
