@@ -28,9 +28,16 @@ TABLE1: dict[str, tuple[float, ...]] = {
 
 # The column "Avg %" of Table 1.
 TABLE1_AVERAGES: dict[str, float] = {
-    **{"kd": 75.99, "kd_crossbatch": 76.66, "rkd": 75.30, "rkd_crossbatch": 76.02},
-    **{"at": 75.31, "at_crossbatch": 76.05, "kdsvd": 74.76, "kdsvd_crossbatch": 75.52},
-    **{"pkt": 76.11, "pkt_crossbatch": 76.73},
+    "kd": 75.99,
+    "kd_crossbatch": 76.66,
+    "rkd": 75.30,
+    "rkd_crossbatch": 76.02,
+    "at": 75.31,
+    "at_crossbatch": 76.05,
+    "kdsvd": 74.76,
+    "kdsvd_crossbatch": 75.52,
+    "pkt": 76.11,
+    "pkt_crossbatch": 76.73,
 }
 
 TABLE2_PAIRS = ("res101_res50", "res56_res20", "wrn40_2_wrn40_1", "res32x4_res8x4")
@@ -47,6 +54,10 @@ TABLE2: dict[str, tuple[float, ...]] = {
 
 # The row "average" of Table 2.
 TABLE2_AVERAGES: dict[str, float] = {
-    **{"original": 74.45, "distill_decay": 74.83, "mgda": 74.64},
-    **{"fairgrad": 74.40, "pcgrad": 75.13, "ours": 75.40},
+    "original": 74.45,
+    "distill_decay": 74.83,
+    "mgda": 74.64,
+    "fairgrad": 74.40,
+    "pcgrad": 75.13,
+    "ours": 75.40,
 }

@@ -116,9 +116,7 @@ def _other(key: str, label: str, *opts: str, baseline: str | None = None) -> Row
 
 
 def _multitask(name: str, baseline: str | None = None) -> Row:
-    return _other(
-        name.lower(), name, "multitask", "MULTITASK.METHOD", name, baseline=baseline
-    )
+    return _other(name.lower(), name, "multitask", "MULTITASK.METHOD", name, baseline=baseline)
 
 
 def _table1_rows() -> tuple[Row, ...]:
@@ -246,9 +244,7 @@ def build_table(
     valid = layout.pairs if dataset == PAPERS_DATASET else PAIRS
     chosen = choose("pair", pairs, valid) if pairs else _default_pairs(layout, dataset)
     columns = _columns(layout, [PAIRS[key] for key in chosen])
-    cells = [
-        _cell(layout, dataset, row, column) for row in layout.rows for column in columns
-    ]
+    cells = [_cell(layout, dataset, row, column) for row in layout.rows for column in columns]
     if methods:
         names = dict.fromkeys([*(c.method for c in cells), *(r.key for r in layout.rows)])
         wanted = {m.casefold() for m in choose("method", methods, names)}
