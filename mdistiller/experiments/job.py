@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +18,7 @@ from mdistiller.errors import ConfigError
 from .lock import is_locked
 
 LOG_LINES = 8
+PARENT = "PARENT"
 STATES = ("done", "running", "failed", "waiting")
 
 # Keys that say where things lie or how they are called; no result depends on them.
@@ -156,28 +156,21 @@ class Job:
         lines = "\n  ".join(self.log_tail())
         return f"{self.folder} failed, its log {self.log} ends with:\n  {lines}"
 
-    # ---- the process ---------------------------------------------------------------------
+    def command(self) -> list[str]:
+        """Of the process that trains it, without the interpreter; see :mod:`~.tether`.
 
-    def arguments(self) -> list[str]:
-        """Of ``tools/train.py``: train, or continue where an earlier process was stopped."""
-        resume = ["--resume"] if self.is_resumable() else []
-        return ["--cfg", self.cfg_file, *resume, *self.opts]
-
-
-def training_command(parent: int, arguments: list[str]) -> list[str]:
-    """The process that trains, which ends together with the process ``parent``."""
-    return [sys.executable, "-m", "mdistiller.experiments.tether", str(parent), *arguments]
+        The process that starts it puts its own id where PARENT stands.
+        """
+        return ["-m", "mdistiller.experiments.tether", PARENT, self.cfg_file, *self.opts]
 
 
-def training_environment(threads: int, **variables: str) -> dict[str, str]:
-    """This process's environment, in which the training finds this package."""
+def training_variables(threads: int) -> dict[str, str]:
+    """Environment variables with which a training finds this package and divides the machine."""
     root = str(Path(mdistiller.__file__).resolve().parents[1])
     return {
-        **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        **variables,
     }
 
 

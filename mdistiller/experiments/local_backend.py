@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 
 import torch
 
-from .job import Job, training_command, training_environment
+from .job import PARENT, Job, training_variables
 
 # After this time a process that was asked to stop is killed; one step must fit in.
 _GRACE_SECONDS = 60.0
@@ -46,7 +47,7 @@ class LocalBackend:
         slot = next(slot for slot in self._slots if slot.job is None)
         with job.open_log() as log:
             slot.process = subprocess.Popen(
-                training_command(os.getpid(), job.arguments()),
+                [sys.executable, *_with_parent(job.command())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -95,8 +96,12 @@ def local_slots(workers: int | None, device: str, threads: int | None = None) ->
     slots = []
     for number in range(count):
         mask = {"CUDA_VISIBLE_DEVICES": masks[number % len(masks)]} if masks else {}
-        slots.append(training_environment(threads, **mask))
+        slots.append({**os.environ, **training_variables(threads), **mask})
     return slots
+
+
+def _with_parent(command: list[str]) -> list[str]:
+    return [str(os.getpid()) if word == PARENT else word for word in command]
 
 
 def _device_masks() -> list[str]:

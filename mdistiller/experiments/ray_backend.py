@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
+import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from mdistiller.errors import MdistillerError
 
-from .job import Job, training_command, training_environment
-from .lock import is_locked
+from .job import Job, training_variables
 
 # How often a task is started again after its worker was lost.
 RETRIES = 5
 
-# A lost training's own data-loader processes may hold its lock until they see that it is gone.
-_LOCK_SECONDS = 60.0
 # The smallest that Ray takes: nothing is passed between tasks.
 _STORE_BYTES = 80 * 2**20
 _NO_RESULT = 1
@@ -80,10 +78,11 @@ class RayBackend:
         cpus = threads or 1
         slots = gpus / gpus_per_run if gpus_per_run else resources.get("CPU", 1) / cpus
         self.size = max(1, int(slots))
-        self._threads = threads or (1 if address else _threads_each(workers or self.size))
+        threads = threads or (1 if address else _threads_each(workers or self.size))
+        self._variables = training_variables(threads)
         self._task = ray.remote(
             num_cpus=cpus, num_gpus=gpus_per_run, max_retries=RETRIES, retry_exceptions=False
-        )(train)
+        )(_make_task())
         self._running: dict[Any, Job] = {}
 
     def has_room(self) -> bool:
@@ -91,19 +90,18 @@ class RayBackend:
         return True
 
     def start(self, job: Job) -> None:
-        arguments = (os.getcwd(), job.cfg_file, job.opts, self._threads)
-        self._running[self._task.remote(*arguments)] = job
+        job.open_log().close()
+        ref = self._task.remote(os.getcwd(), job.command(), self._variables, str(job.log))
+        self._running[ref] = job
 
     def finished(self) -> list[tuple[Job, int]]:
         """Jobs whose task has ended since the last call, with its exit status."""
         if not self._running:
             return []
         count = len(self._running)
-        ended, _ = self._ray.wait(list(self._running), num_returns=count, timeout=0)
-        return [
-            (self._running.pop(ref), self._exit_status(ref, job))
-            for ref, job in [(ref, self._running[ref]) for ref in ended]
-        ]
+        refs, _ = self._ray.wait(list(self._running), num_returns=count, timeout=0)
+        ended = [(ref, self._running.pop(ref)) for ref in refs]
+        return [(job, self._exit_status(ref, job)) for ref, job in ended]
 
     def _exit_status(self, ref: Any, job: Job) -> int:
         try:
@@ -144,28 +142,26 @@ def _threads_each(workers: int) -> int:
     return max(1, (os.cpu_count() or 1) // workers)
 
 
-def train(folder: str, cfg_file: str, opts: tuple[str, ...], threads: int) -> int:
-    """The task: train in a process of its own and return its exit status.
+def _make_task() -> Callable[..., int]:
+    """The function that a Ray worker calls.
 
-    Args:
-        folder: working folder, on a path that all machines share.
-        cfg_file, opts: of the :class:`~.job.Job`.
-        threads: of the process.
+    Made here, because Ray then sends it whole: a worker that had to import this package, torch
+    with it, would take seconds and hundreds of megabytes.
     """
-    os.chdir(folder)
-    job = Job(cfg_file, opts)
-    if job.result() is not None:
-        return 0
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while is_locked(job.folder / ".lock") and time.monotonic() < deadline:
-        time.sleep(0.5)
-    with job.open_log() as log:
-        process = subprocess.Popen(
-            training_command(os.getpid(), job.arguments()),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=training_environment(threads),
-            start_new_session=True,
-        )
-    return process.wait()
+
+    def train(folder: str, command: list[str], variables: dict[str, str], log: str) -> int:
+        """Train in a process of its own, in ``folder``; returns its exit status."""
+        command = [str(os.getpid()) if word == "PARENT" else word for word in command]
+        with open(os.path.join(folder, log), "a") as file:
+            return subprocess.run(
+                [sys.executable, *command],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                # The worker's own variables say which devices Ray has given to this task.
+                env={**os.environ, **variables},
+                start_new_session=True,
+            ).returncode
+
+    return train

@@ -45,7 +45,8 @@ def reproduce(
     print(_headline(plan, states), flush=True)
     outcome = Outcome()
     if pending:
-        with _interruptible(), _closing(open_backend()) as backend:
+        # In this order, for Ray brings a handler of SIGTERM of its own.
+        with _closing(open_backend()) as backend, _interruptible():
             board = Board(plan.jobs, pending)
             outcome = Schedule(
                 pending, backend, needs=plan.needs, observe=board.observe, tick=board.tick
