@@ -152,6 +152,12 @@ def test_epochs_scale_the_decay_stages(epochs: int, stages: list[int]) -> None:
     assert (epochs, stages) == (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES)
 
 
+@pytest.mark.parametrize("name", ["trials", "epochs", "teacher_epochs"])
+def test_counts_are_positive(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} must be 1 or greater"):
+        make_plan(request(tmp_path, **{name: 0}))
+
+
 @pytest.mark.parametrize(
     ("opts", "words"),
     [

@@ -138,6 +138,7 @@ def test_parts_of_a_table() -> None:
         (("table1", "digit"), ("unknown data set", "did you mean 'digits'?")),
         (("table1", "cifar100", ["re56_res20"]), ("unknown pair", "did you mean 'res56_res20'?")),
         (("table1", "digits", ["nothing"]), ("unknown pair", "wrn16_2_wrn16_1")),
+        (("table1", "digits", [], ["KDD"]), ("unknown method 'KDD'", "did you mean 'KD'?")),
         (("table2", "digits", [], ["fairgrat"]), ("unknown method", "did you mean 'fairgrad'?")),
     ],
 )

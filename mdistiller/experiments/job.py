@@ -108,7 +108,7 @@ class Job:
             return None
         try:
             return json.loads((self.folder / "result.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, json.JSONDecodeError):
             return None
 
     def has_same_config(self) -> bool:

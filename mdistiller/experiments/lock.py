@@ -41,7 +41,7 @@ def is_locked(path: Path) -> bool:
     if fcntl is None:
         return False
     # Shared, so that two processes that only look do not see each other.
-    with suppress(FileNotFoundError), path.open("r") as file:
+    with suppress(FileNotFoundError, NotADirectoryError), path.open("r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

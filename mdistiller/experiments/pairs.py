@@ -88,7 +88,9 @@ def choose(kind: str, wanted: Iterable[str], valid: Iterable[str]) -> list[str]:
     Raises:
         UnknownNameError: one of them is not there; names the nearest one.
     """
-    by_folded = {name.casefold(): name for name in valid}
+    by_folded: dict[str, str] = {}
+    for name in valid:
+        by_folded.setdefault(name.casefold(), name)
     found = set()
     for name in wanted:
         if name.casefold() not in by_folded:
