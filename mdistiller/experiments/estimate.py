@@ -129,6 +129,7 @@ class TimeModel:
         unknown = [job.cfg for job in jobs if _kind(job.cfg) not in self._measured]
         self._rates: dict[tuple[str, str], float] = {}
         self._timed_all = True
+        self._unknown_data = sorted({j.cfg.DATASET.TYPE for j in jobs} - _DATA.keys())
         if unknown:
             self._calibrate(unknown, threads)
 
@@ -146,6 +147,8 @@ class TimeModel:
                 f"{_TIMED_STEPS} timed steps of {names}{rest} and the cost model T + 3 S "
                 "(T + 5 S with two gradients, T + 8 S cross-batch; without the input pipeline)"
             )
+            for dataset in self._unknown_data:
+                parts.append(f"for {dataset} {_UNKNOWN_DATA[0]:,} images are assumed")
         return "; ".join(parts)
 
     def seconds(self, cfg: Any) -> float:

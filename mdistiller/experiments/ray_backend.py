@@ -9,6 +9,7 @@ the task again, which continues from the last checkpoint.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,11 @@ RETRIES = 5
 # The smallest that Ray takes: nothing is passed between tasks.
 _STORE_BYTES = 80 * 2**20
 _NO_RESULT = 1
+_CONNECT_SECONDS = 10.0
+
+# Tasks that wait in Ray, so that a growing cluster has something to do; the others are left to
+# calls on other machines.
+_QUEUE = 32
 
 
 def import_ray() -> ModuleType:
@@ -86,8 +92,8 @@ class RayBackend:
         self._running: dict[Any, Job] = {}
 
     def has_room(self) -> bool:
-        """Always: Ray queues what does not fit, and a cluster may grow."""
-        return True
+        """Ray queues what does not fit, and a cluster may grow."""
+        return len(self._running) < self.size + _QUEUE
 
     def start(self, job: Job) -> None:
         job.open_log().close()
@@ -130,12 +136,24 @@ def _join(ray: ModuleType, address: str | None, workers: int | None, threads: in
         if workers:
             options["num_cpus"] = workers * (threads or 1)
     else:
+        _refuse_unreachable(address)
         options["address"] = address
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise MdistillerError(f"cannot join Ray at {address or 'local'}: {reason}") from None
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raises MdistillerError if nobody listens at HOST:PORT, for which Ray itself waits long."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise MdistillerError(f"cannot join Ray at {address}: {error}") from None
 
 
 def _threads_each(workers: int) -> int:
