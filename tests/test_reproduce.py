@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdistiller.experiments import Request, make_plan
 from mdistiller.experiments.lock import is_locked
 from mdistiller.models import build_model
 
@@ -73,15 +74,19 @@ def folders(prefix: Path, table: str = "table1") -> dict[str, Path]:
     return {cell["row"]: root / cell["runs"][0]["folder"] for cell in plan["cells"]}
 
 
-def test_failed_runs_are_reported_kept_and_retried(tmp_path: Path) -> None:
-    arguments = (*TABLE, "--epochs", 1, "--teacher-epochs", 1, "--workers", 2)
-    arguments = (*arguments, "--prefix", tmp_path)
-    dry = run(*arguments, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    name = next(w for w in dry.stdout.split() if w.startswith("kd_crossbatch-res20_res8-t0-"))
-    assert not list(tmp_path.iterdir())
+def test_failed_runs_are_reported_kept_and_retried(tmp_path: Path, teacher: Path) -> None:
+    opts = ("DISTILLER.TEACHER_CKPT", str(teacher))
+    arguments = (*TABLE, "--epochs", 1, "--workers", 2, "--prefix", tmp_path, *opts)
+    wanted = Request(
+        *("table1", "digits", ("res20_res8",), ("KD",)),
+        trials=1,
+        epochs=1,
+        prefix=str(tmp_path),
+        opts=opts,
+    )
     # A file where the folder of the run should be.
-    obstacle = tmp_path / "table1" / "digits" / name
+    obstacle = make_plan(wanted).runs[1].job.folder
+    name = obstacle.name
     obstacle.parent.mkdir(parents=True)
     obstacle.touch()
 
@@ -113,11 +118,9 @@ def test_failed_runs_are_reported_kept_and_retried(tmp_path: Path) -> None:
     results = {row: json.loads((f / "result.json").read_text()) for row, f in found.items()}
     assert results["kd"]["seed"] == results["kd_crossbatch"]["seed"]
     assert results["kd_crossbatch"]["trainer"] == "crossbatch"
-    teachers = list((tmp_path / "teachers" / "digits").glob("*/result.json"))
-    assert len(teachers) == 1
-    done = run(*arguments, "--dry-run")
-    assert "(3 done)" in done.stdout
-    assert "left: 0 s" in done.stdout
+    dry = run(*arguments, "--dry-run")
+    assert "(2 done)" in dry.stdout
+    assert "left: 0 s" in dry.stdout
 
 
 def test_ctrl_c_and_kill_leave_runs_that_are_continued(tmp_path: Path, teacher: Path) -> None:
