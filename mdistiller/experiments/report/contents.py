@@ -61,7 +61,7 @@ def build(plan: Plan, rule: str, drawn: Sequence[Drawn]) -> Document:
 
 def _state(plan: Plan) -> Iterator[Block]:
     counts = ", ".join(f"{n} {state}" for state, n in plan.states.items())
-    yield Text(f"{len(plan.runs)} runs: {counts}. Only done runs count; broken ones never do.")
+    yield Text(f"{len(plan.runs)} runs: {counts}. Only the done ones are counted below.")
     for state in ("broken", "failed"):
         teachers = tuple(plan.teachers.values())
         if lines := state_lines((*plan.runs, *teachers), state, plan.root):

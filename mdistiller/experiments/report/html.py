@@ -15,13 +15,14 @@ body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Liberation Sans", A
 h1 { font-size: 26px; margin: 8px 0 4px; line-height: 1.25; }
 h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 12px; border-top: 1px solid #d5d9de; }
 h3 { font-size: 16px; margin: 28px 0 6px; }
-p { max-width: 82ch; margin: 8px 0; }
+p { max-width: 105ch; margin: 8px 0; }
 ul.facts { color: #50565e; font-size: 13px; margin: 8px 0 24px; padding-left: 18px; }
 ul.facts li { max-width: 130ch; overflow-wrap: anywhere; }
 pre { background: #f4f5f7; padding: 10px 14px; font-size: 12.5px; overflow-x: auto; }
 .wide { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: 6px 0 8px; }
+caption { text-align: left; font-weight: 600; padding: 6px 0 8px; width: max-content;
+  max-width: 1250px; }
 th { text-align: right; vertical-align: bottom; font-weight: 600; border-bottom: 2px solid #50565e;
   padding: 4px 12px; }
 td { text-align: right; padding: 3px 12px; white-space: nowrap; vertical-align: top; }
@@ -80,7 +81,7 @@ def _block(block: Block, pictures: Mapping[str, bytes]) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(
-        f'<th scope="col"{_word(table, i)}>{_cell(text)}</th>' for i, text in enumerate(table.head)
+        f'<th scope="col"{_word(table, i)}>{_head(text)}</th>' for i, text in enumerate(table.head)
     )
     kinds = table.kinds or ("",) * len(table.rows)
     rows = "\n".join(
@@ -97,6 +98,11 @@ def _table(table: Table) -> str:
 
 def _word(table: Table, index: int) -> str:
     return ' class="word"' if index < table.labels else ""
+
+
+def _head(text: str) -> str:
+    """A pair's arrow is the place to break the line."""
+    return escape(text).replace(" \N{RIGHTWARDS ARROW} ", " \N{RIGHTWARDS ARROW}<br>")
 
 
 def _cell(text: str) -> str:

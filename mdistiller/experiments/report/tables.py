@@ -100,28 +100,24 @@ def pooled_table(plan: Plan, found: Sequence[Comparison], caption: str) -> Table
 
 
 def cost_table(plan: Plan, found: Sequence[Cost]) -> Table:
-    """Seconds per epoch of each row and its baseline, and what that leaves of the epochs."""
+    """Cost factors by row and column, with the times behind them and what they leave."""
+    cells = {(cost.row.key, cost.column.key): _cost(cost) for cost in found}
     rows = tuple(
-        (
-            cost.row.label,
-            cost.column.label,
-            numbers.duration(cost.seconds[0]),
-            numbers.duration(cost.seconds[1]),
-            f"{cost.factor:.2f}",
-            f"{100 * cost.reached:.0f} %",
-            str(cost.n),
-        )
-        for cost in found
-    )
-    head = (
-        *("method", plan.column_word, "time / epoch", "baseline's time / epoch", "cost factor"),
-        *("slower run's epochs at equal time", "n"),
+        (row.label, *(cells.get((row.key, column.key), "") for column in plan.columns))
+        for row in plan.rows
+        if any(key[0] == row.key for key in cells)
     )
     caption = (
-        "Cost factor: median training time of an epoch over that of the baseline, "
-        "same runs, same device and threads"
+        "Cost factor (n): median training time of an epoch over that of the baseline in the same "
+        "runs, on the same device and threads; below it both times, and the share of its epochs "
+        "that the slower run had completed at equal time"
     )
-    return Table(caption, head, rows, labels=2)
+    return Table(caption, ("method", *(column.label for column in plan.columns)), rows)
+
+
+def _cost(cost: Cost) -> str:
+    mine, theirs = map(numbers.duration, cost.seconds)
+    return f"{cost.factor:.2f} ({cost.n})\n{mine} : {theirs}, {100 * cost.reached:.0f} %"
 
 
 def state_table(plan: Plan) -> Table:

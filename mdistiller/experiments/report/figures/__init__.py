@@ -28,17 +28,17 @@ class Drawn:
 _BAND = "mean over trials, band: ± sample deviation"
 _FIGURES = (
     ("preference", preference, "Preference for the task or the distillation loss (Figure 4): "
-     "single trials (small) and their mean ± sample deviation."),
+     "{rule} epoch; single trials (small) and their mean ± sample deviation."),
     ("sensitivity_relative", sensitivity_relative, "Accuracy against the cross-entropy weight, "
-     "as the difference to equal weights (Figure 2a); paired by trial, bars: ± sample deviation "
-     "of the differences."),
+     "as the difference to equal weights (Figure 2a); {rule} epoch, paired by trial; bars: ± "
+     "sample deviation of the differences."),
     ("sensitivity_absolute", sensitivity_absolute, "Accuracy against the cross-entropy weight "
-     "(Figure 2b); mean ± sample deviation. The upper axis gives the factors on the method's own "
-     "weights, 1 : 1 being those weights."),
+     "(Figure 2b), {rule} epoch; mean ± sample deviation. The upper axis gives "
+     "the factors on the method's own weights, 1 : 1 being those weights."),
     ("differences", differences, "Paired differences to the baseline with 95 % confidence "
-     "intervals over trials; filled: interval excludes zero."),
-    ("curves", accuracy_curves, "Test accuracy while training; " + _BAND + ". The axis starts "
-     "where the second half of training does; dashed and hollow: baseline."),
+     "intervals over trials, {rule} epoch; filled: interval excludes zero."),
+    ("curves", accuracy_curves, "Test accuracy while training; " + _BAND + "; the "
+     "lower of two panels enlarges the last quarter. Dashed and hollow: baseline."),
     ("equal_time", equal_time, "Test accuracy against training time (validation left out); "
      "mean over trials. The dotted line is where the fastest baseline ended."),
     ("weights", weights, "Weights of the two losses while training (Figure 3), as they multiply "
@@ -58,7 +58,7 @@ def draw(plan: Plan, rule: str) -> Iterator[Drawn]:
     for name, function, caption in _FIGURES:
         figure = function(plan, rule)
         if figure is not None:
-            yield Drawn(name, caption, figure)
+            yield Drawn(name, caption.format(rule=rule), figure)
 
 
 __all__ = ["Drawn", "draw", "save"]

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..comparison import at_equal_epochs, compare_rows
 from ..plan import Plan
+from ..statistics import Interval
 from .style import legend, line_style, row_styles, styled
 
 _GREY = "#50565e"
 
 
 def preference(plan: Plan, rule: str) -> Figure | None:
-    """A group per column, a point per row (Figure 4); None for other kinds of tables."""
+    """A panel per column, a point per row (Figure 4); None for other kinds of tables."""
     if plan.kind != "preference" or not any(r.state == "done" for r in plan.runs):
         return None
     with styled():
-        figure = Figure(
-            figsize=(max(5.0, 2.2 * len(plan.columns) + 1.5), 3.8), layout="constrained"
-        )
-        axes = figure.subplots()
-        step = 0.6 / max(len(plan.rows), 1)
-        for number, row in enumerate(plan.rows):
-            style = line_style(number)
-            style["linestyle"] = "none"
-            for place, column in enumerate(plan.columns):
+        width = max(5.0, 2.4 * len(plan.columns) + 1.0)
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        grid = figure.subplots(1, len(plan.columns), squeeze=False)[0]
+        for axes, column in zip(grid, plan.columns, strict=True):
+            for x, row in enumerate(plan.rows):
                 values = np.array([run.accuracy(rule) for run in plan.done(row, column)])
-                if not len(values):
-                    continue
-                x = place + step * (number - (len(plan.rows) - 1) / 2)
-                bar = values.std(ddof=1) if len(values) > 1 else 0.0
-                options = {"capsize": 4, "markersize": 7, "label": row.label, **style}
-                axes.errorbar(x, values.mean(), yerr=bar, **options)
-                axes.plot([x + 0.05] * len(values), values, ".", color=_GREY, markersize=4)
-        axes.set_xticks(range(len(plan.columns)), [c.label for c in plan.columns])
-        axes.set(xlim=(-0.5, len(plan.columns) - 0.5), ylabel=f"test top-1 in %, {rule} epoch")
-        axes.grid(axis="x", visible=False)
-        legend(figure, [axes])
+                if len(values):
+                    _draw_cell(axes, x, values, row.label)
+            axes.set_title(column.label)
+            axes.set(xlim=(-0.6, len(plan.rows) - 0.4), xticks=[])
+            axes.grid(axis="x", visible=False)
+        grid[0].set_ylabel(f"test top-1 in %, {rule} epoch")
+        legend(figure, grid)
     return figure
+
+
+def _draw_cell(axes: Axes, x: int, values: np.ndarray, label: str) -> None:
+    """Mean and sample deviation of the trials, and the trials beside them."""
+    style = {**line_style(x), "linestyle": "none", "capsize": 4, "markersize": 7}
+    bar = values.std(ddof=1) if len(values) > 1 else 0.0
+    axes.errorbar(x, values.mean(), yerr=bar, label=label, **style)
+    axes.plot([x + 0.18] * len(values), values, ".", color=_GREY, markersize=4)
 
 
 def differences(plan: Plan, rule: str) -> Figure | None:
@@ -73,7 +75,7 @@ def differences(plan: Plan, rule: str) -> Figure | None:
     return figure
 
 
-def _draw_interval(axes, y: int, interval, colour: str, marker: str) -> None:
+def _draw_interval(axes: Axes, y: int, interval: Interval, colour: str, marker: str) -> None:
     clear = interval.low > 0 or interval.high < 0
     reach = None if np.isnan(interval.low) else [[interval.mean - interval.low]] * 2
     axes.errorbar(

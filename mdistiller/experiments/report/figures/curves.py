@@ -5,35 +5,51 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..plan import Column, Plan
 from ..runs import Run
 from .style import common, draw_band, epoch_axis, legend, panels, row_styles, styled
 
+# Shorter trainings have no end that could be told from their start.
+_ENLARGED = 12
+
 
 def accuracy_curves(plan: Plan, rule: str) -> Figure | None:
-    """A panel per column, a line per row; None without a complete run."""
+    """Two panels per column: all of training, and its end; None without a complete run."""
     columns = _with_runs(plan)
     if not columns:
         return None
+    longest = max(len(run.history) for run in plan.runs if run.state == "done")
     with styled():
-        figure, grid = panels([column.label for column in columns])
+        figure, grid = panels([c.label for c in columns], 1 + (longest >= _ENLARGED))
         styles = row_styles(plan)
-        for column, (axes,) in zip(columns, grid, strict=True):
-            low = []
-            for row in plan.rows:
-                runs = plan.done(row, column)
-                if not runs:
-                    continue
-                values = common([run.curve("test_acc") for run in runs])
-                epochs = np.arange(1, values.shape[1] + 1)
-                draw_band(axes, epochs, values, styles[row.key], row.label)
-                low.append(values.mean(axis=0)[len(epochs) // 2 :])
-            _frame(axes, low)
-            epoch_axis(axes)
+        for column, own in zip(columns, grid, strict=True):
+            for axes in own:
+                for row in plan.rows:
+                    if runs := plan.done(row, column):
+                        values = common([run.curve("test_acc") for run in runs])
+                        epochs = np.arange(1, values.shape[1] + 1)
+                        draw_band(axes, epochs, values, styles[row.key], row.label)
+                epoch_axis(axes)
+            for axes in own[1:]:
+                _enlarge_end(axes)
         _accuracy_labels(grid)
         legend(figure, [own[0] for own in grid])
     return figure
+
+
+def _enlarge_end(axes: Axes) -> None:
+    """Show the last quarter of the lines."""
+    for line in axes.get_lines():
+        line.set_markevery(max(1, len(line.get_xdata()) // 32))
+    last = max(line.get_xdata()[-1] for line in axes.get_lines())
+    start = last - last / 4
+    axes.set_xlim(start, last + (last - start) / 30)
+    drawn = map(Line2D.get_data, axes.get_lines())
+    values = np.concatenate([np.asarray(y)[np.asarray(x) >= start] for x, y in drawn])
+    margin = max(0.2 * float(values.max() - values.min()), 0.25)
+    axes.set_ylim(values.min() - margin, values.max() + margin)
 
 
 def equal_time(plan: Plan, rule: str) -> Figure | None:
@@ -89,7 +105,7 @@ def _frame(axes: Axes, second_halves: list[np.ndarray]) -> None:
 
 
 def _accuracy_labels(grid: list[list[Axes]]) -> None:
-    for (axes,) in grid:
+    for axes in (axes for own in grid for axes in own):
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("test top-1 in %")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,10 @@ _RC = {
 }
 
 
+# A path's coordinates are in points; more than two decimals only make files large.
+_COORDINATES = re.compile(rb' d="[^"]*"')
+
+
 def styled() -> Any:
     """The context in which figures are to be drawn and saved."""
     return matplotlib.rc_context(_RC)
@@ -51,7 +56,11 @@ def save(figure: Figure) -> tuple[bytes, bytes]:
             file = io.BytesIO()
             figure.savefig(file, format=kind, dpi=150, metadata=metadata)
             files.append(file.getvalue())
-    return files[0], files[1]
+    return files[0], _COORDINATES.sub(_shorten, files[1])
+
+
+def _shorten(match: re.Match[bytes]) -> bytes:
+    return re.sub(rb"(\.\d\d)\d+", rb"\1", match[0])
 
 
 def line_style(number: int, dashed: bool = False) -> dict[str, Any]:
@@ -94,6 +103,7 @@ def panels(titles: Sequence[str], rows_each: int = 1) -> tuple[Figure, list[list
     blocks = -(-len(titles) // across)
     size = PANEL[0] * max(across, 2), PANEL[1] * blocks * rows_each + 0.5
     figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.07)
     grid = figure.subplots(blocks * rows_each, across, squeeze=False)
     found = []
     for i, title in enumerate(titles):
@@ -121,7 +131,8 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     longest = max(map(len, handles), default=1)
     columns = max(1, min(len(handles), int(width / (0.075 * longest + 0.55))))
     rows = -(-len(handles) // columns)
-    # Filled column by column, so that rows of equal length keep the table's order.
+    # Filled column by column, so that with an even number a row stands below its baseline.
+    rows += rows > 1 and rows % 2
     columns = -(-len(handles) // rows) if rows else 1
     figure.legend(
         handles.values(), handles.keys(), loc="outside upper center", ncols=columns, handlelength=3
@@ -145,7 +156,7 @@ def draw_band(
     if len(values) > 1:
         deviation = values.std(axis=0, ddof=1)
         low, high = mean - deviation, mean + deviation
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
 
 
 def epoch_axis(axes: Axes) -> None:
