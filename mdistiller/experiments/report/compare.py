@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mdistiller.errors import DataError
@@ -17,6 +18,7 @@ from . import numbers
 from .comparison import same_machine
 from .document import Document, Heading, Listing, Picture, Table
 from .figures import save
+from .figures.curves import ENLARGED_FROM, enlarge_end
 from .figures.style import epoch_axis, legend, line_style, panels, styled
 from .html import to_html
 from .markdown import to_text
@@ -128,11 +130,11 @@ def _outcome(runs: list[Run]) -> Iterator[tuple[str, ...]]:
     for title, values in (("last epoch", last), ("best epoch, chosen on the test images", best)):
         yield (title, *map(numbers.fixed, values))
         gaps = (numbers.fixed(value - values[0], sign=True) for value in values[1:])
-        yield ("  minus the first run's", "", *gaps)
-    yield ("  number of the best epoch", *map(str, epoch))
+        yield (f"{title.split(',')[0]}, minus the first run's", "", *gaps)
+    yield ("number of the best epoch", *map(str, epoch))
     yield ("training time", *(numbers.duration(float(run.seconds[-1])) for run in runs))
     yield ("median time / epoch", *map(numbers.duration, seconds))
-    yield ("  cost factor to the first run", "", *(_factor(s, seconds[0]) for s in seconds[1:]))
+    yield ("cost factor to the first run", "", *(_factor(s, seconds[0]) for s in seconds[1:]))
     yield ("device", *(str(run.result.get("device", "")) for run in runs))
     yield ("threads", *(str(run.result.get("threads", "")) for run in runs))
     for key in ("ce", "kd"):
@@ -154,22 +156,33 @@ def _weight(run: Run, key: str) -> str:
 def _curves(runs: Mapping[str, Run]) -> Figure:
     """Accuracy over epochs and over time, and the weights where there are any."""
     dynamic = any(run.dynamics for run in runs.values())
-    titles = ["over epochs", "over training time", *(["weight of ce", "weight of kd"] * dynamic)]
+    ends = max(len(run.history) for run in runs.values()) >= ENLARGED_FROM
+    titles = ["over epochs", "over training time"]
+    titles += ["last quarter"] * ends + ["weight of ce", "weight of kd"] * dynamic
     with styled():
         figure, grid = panels(titles)
-        axes = [own[0] for own in grid]
+        axes = {title: own[0] for title, own in zip(titles, grid, strict=True)}
         for number, (name, run) in enumerate(runs.items()):
-            style = {**line_style(number), "markevery": max(1, len(run.history) // 8)}
-            epochs, accuracy = run.curve("epoch"), run.curve("test_acc")
-            axes[0].plot(epochs, accuracy, label=name, **style)
-            axes[1].plot(run.seconds, accuracy, label=name, **style)
-            if run.dynamics:
-                for one, key in zip(axes[2:], ("ce", "kd"), strict=True):
-                    one.plot(epochs, run.curve(run.dynamics, key), label=name, **style)
-        for one in axes[:2]:
-            one.set_ylabel("test top-1 in %")
-        for one in (axes[0], *axes[2:]):
+            _draw_run(axes, run, {**line_style(number), "label": name})
+        if ends:
+            enlarge_end(axes["last quarter"])
+        for title, one in axes.items():
             epoch_axis(one)
-        axes[1].set_xlabel("seconds")
-        legend(figure, axes)
+            if not title.startswith("weight"):
+                one.set_ylabel("test top-1 in %")
+        axes["over training time"].set_xlabel("seconds")
+        legend(figure, list(axes.values()))
     return figure
+
+
+def _draw_run(axes: Mapping[str, Axes], run: Run, style: dict[str, Any]) -> None:
+    """One line in every panel."""
+    style = {**style, "markevery": max(1, len(run.history) // 8)}
+    epochs, accuracy = run.curve("epoch"), run.curve("test_acc")
+    for title, one in axes.items():
+        if title == "over training time":
+            one.plot(run.seconds, accuracy, **style)
+        elif not title.startswith("weight"):
+            one.plot(epochs, accuracy, **style)
+        elif run.dynamics:
+            one.plot(epochs, run.curve(run.dynamics, title.removeprefix("weight of ")), **style)

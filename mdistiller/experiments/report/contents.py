@@ -38,6 +38,10 @@ _TIME = (
     "report cannot derive that from the runs it has. Times were taken while whatever else ran on "
     "the machine; runs on different devices or with different numbers of threads are left out."
 )
+_BY_THEN = {
+    "last": "last epoch complete by then",
+    "best": "best epoch by then, chosen on the test images themselves",
+}
 
 
 def build(plan: Plan, rule: str, drawn: Sequence[Drawn]) -> Document:
@@ -121,7 +125,7 @@ def _equal_time(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> I
     yield Text(_TIME)
     yield cost_table(plan, tuple(costs(plan)))
     for rule, comparisons in found.items():
-        what = f"percentage points at equal training time, {RULE_TEXT[rule]} until then"
+        what = f"percentage points at equal training time, {_BY_THEN[rule]}"
         yield pooled_table(plan, comparisons, f"Mean paired difference, {what}")
         caption = f"Paired difference (n) with its 95 % CI per {plan.column_word}, {what}"
         yield difference_table(plan, comparisons, caption)

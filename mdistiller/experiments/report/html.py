@@ -21,8 +21,7 @@ ul.facts li { max-width: 130ch; overflow-wrap: anywhere; }
 pre { background: #f4f5f7; padding: 10px 14px; font-size: 12.5px; overflow-x: auto; }
 .wide { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: 6px 0 8px; width: max-content;
-  max-width: 1250px; }
+p.caption { font-weight: 600; font-size: 13.5px; max-width: 150ch; margin: 14px 0 4px; }
 th { text-align: right; vertical-align: bottom; font-weight: 600; border-bottom: 2px solid #50565e;
   padding: 4px 12px; }
 td { text-align: right; padding: 3px 12px; white-space: nowrap; vertical-align: top; }
@@ -90,8 +89,10 @@ def _table(table: Table) -> str:
         + "</tr>"
         for kind, row in zip(kinds, table.rows, strict=True)
     )
+    # Not a <caption>: that would be as narrow as its table.
+    caption = escape(table.caption)
     return (
-        f'<div class="wide"><table><caption>{escape(table.caption)}</caption>\n'
+        f'<p class="caption">{caption}</p>\n<div class="wide"><table aria-label="{caption}">\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
     )
 

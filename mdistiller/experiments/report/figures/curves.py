@@ -12,7 +12,7 @@ from ..runs import Run
 from .style import common, draw_band, epoch_axis, legend, panels, row_styles, styled
 
 # Shorter trainings have no end that could be told from their start.
-_ENLARGED = 12
+ENLARGED_FROM = 12
 
 
 def accuracy_curves(plan: Plan, rule: str) -> Figure | None:
@@ -22,7 +22,7 @@ def accuracy_curves(plan: Plan, rule: str) -> Figure | None:
         return None
     longest = max(len(run.history) for run in plan.runs if run.state == "done")
     with styled():
-        figure, grid = panels([c.label for c in columns], 1 + (longest >= _ENLARGED))
+        figure, grid = panels([c.label for c in columns], 1 + (longest >= ENLARGED_FROM))
         styles = row_styles(plan)
         for column, own in zip(columns, grid, strict=True):
             for axes in own:
@@ -33,13 +33,13 @@ def accuracy_curves(plan: Plan, rule: str) -> Figure | None:
                         draw_band(axes, epochs, values, styles[row.key], row.label)
                 epoch_axis(axes)
             for axes in own[1:]:
-                _enlarge_end(axes)
+                enlarge_end(axes)
         _accuracy_labels(grid)
         legend(figure, [own[0] for own in grid])
     return figure
 
 
-def _enlarge_end(axes: Axes) -> None:
+def enlarge_end(axes: Axes) -> None:
     """Show the last quarter of the lines."""
     for line in axes.get_lines():
         line.set_markevery(max(1, len(line.get_xdata()) // 32))

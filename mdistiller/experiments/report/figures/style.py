@@ -118,7 +118,9 @@ def panels(titles: Sequence[str], rows_each: int = 1) -> tuple[Figure, list[list
 
 
 def _across(count: int) -> int:
-    return count if count <= MAX_ACROSS else MAX_ACROSS
+    """As few rows as possible, filled evenly."""
+    rows = -(-count // MAX_ACROSS)
+    return -(-count // rows)
 
 
 def legend(figure: Figure, axes: Sequence[Axes]) -> None:
