@@ -122,12 +122,12 @@ def find_root(name: str, prefix: str | Path = "./output", dataset: str | None = 
     Raises:
         DataError: there is none, or several.
     """
-    path = Path(name)
-    if len(path.parts) != 1 or (path / "plan.json").exists():
+    path, table = Path(name), Path(prefix) / name
+    by_path = len(path.parts) != 1 or (path / "plan.json").exists()
+    if by_path or (path.is_dir() and not table.is_dir()):
         if not (path / "plan.json").is_file():
             raise DataError(f"{path} has no plan.json; give a folder that tools/reproduce.py wrote")
         return path
-    table = Path(prefix) / name
     found = sorted(p.parent.name for p in table.glob("*/plan.json"))
     if dataset in found:
         return table / dataset
