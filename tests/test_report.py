@@ -218,6 +218,18 @@ def test_equal_time_takes_the_last_epoch_that_was_complete(root):
     assert "2.00 (3) 2 s : 1 s, 33 %" in rendered(plan)
 
 
+def test_the_cost_is_told_also_where_nothing_can_be_compared_at_equal_time(root):
+    for place in (0, 1):
+        for trial in range(3):
+            name, seed = f"kd_crossbatch-pair{place}-t{trial}", 100 * place + trial
+            write_run(root / name, [50.0, 71.0, 70.0], seed=seed, seconds=3.5)
+    plan = load_plan(root)
+    assert compare_rows(plan, at_equal_time("last")) == []
+    text = rendered(plan)
+    assert "3.50 (3) 3.5 s : 1 s, 0 %" in text
+    assert "No slower run had completed an epoch" in text
+
+
 def test_times_of_unlike_machines_are_not_compared(root):
     for trial in range(3):
         change(root / f"kd-pair0-t{trial}" / "result.json", device="cuda: H100")

@@ -31,7 +31,8 @@ _INTERVAL = (
 _TIME = (
     "A step of cross-batch weighting costs more than a vanilla one, so equal epochs are not equal "
     "time. Here both runs of a pair get the training seconds of the faster one, and the slower one "
-    "counts with what it had reached in its last epoch complete by then. Caveat: a run cut short "
+    "counts with what it had reached in its last epoch complete by then; a pair whose slower run "
+    "had completed none is left out. Caveat: a run cut short "
     "has not finished its learning-rate schedule, which usually brings the last points, so that "
     "this comparison is hard on the slower method. The fair alternative is to train it anew with "
     "fewer epochs (SOLVER.EPOCHS divided by the cost factor, SOLVER.LR_DECAY_STAGES alike); this "
@@ -119,11 +120,15 @@ def _dynamics(pictures: dict[str, Picture]) -> Iterator[Block]:
 
 def _equal_time(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> Iterator[Block]:
     found = {rule: compare_rows(plan, at_equal_time(rule)) for rule in rules}
-    if not any(found.values()):
+    measured = tuple(costs(plan))
+    if not measured:
         return
     yield Heading("At equal time")
     yield Text(_TIME)
-    yield cost_table(plan, tuple(costs(plan)))
+    yield cost_table(plan, measured)
+    if not any(found.values()):
+        yield Text("No slower run had completed an epoch when the faster one ended.")
+        found = {}
     for rule, comparisons in found.items():
         what = f"percentage points at equal training time, {_BY_THEN[rule]}"
         yield pooled_table(plan, comparisons, f"Mean paired difference, {what}")

@@ -81,6 +81,8 @@ def _teachers(plan: Plan) -> str:
 
 
 def _printed(plan: Plan) -> str:
+    if all(cell.printed is None for cell in plan.cells):
+        return "paper: it prints no numbers for these cells"
     if plan.comparable:
         return (
             "paper: its numbers are those printed, of one run or a mean is not said; they are "

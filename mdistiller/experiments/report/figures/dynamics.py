@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..plan import Column, Plan, Row
-from .style import common, draw_band, epoch_axis, legend, panels, row_styles, styled
+from .style import common, draw_band, epoch_axis, integer_ticks, legend, panels, row_styles, styled
 
 # Where the largest weight is more than this many times the smallest, a linear axis hides one.
 _WIDE = 20
@@ -62,7 +62,7 @@ def _draw(plan: Plan, quantities: Sequence[tuple[str, str]]) -> Figure | None:
                         draw_band(axes, epochs, values, styles[row.key], row.label)
                 if axes.get_subplotspec().is_first_col():
                     axes.set_ylabel(label)
-                axes.xaxis.get_major_locator().set_params(integer=True)
+                integer_ticks(axes)
             epoch_axis(own[-1])
         legend(figure, [axes for own in grid for axes in own])
     return figure

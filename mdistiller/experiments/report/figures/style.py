@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mdistiller.experiments.palette import COLOURS, MARKERS
 
@@ -162,5 +163,13 @@ def draw_band(
 
 
 def epoch_axis(axes: Axes) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    integer_ticks(axes)
     axes.set_xlabel("epoch")
+
+
+def integer_ticks(axes: Axes) -> None:
+    """Ticks at whole epochs only, also where there is but one."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    lines = [line.get_xdata() for line in axes.get_lines()]
+    if lines and max(map(len, lines)) == 1:
+        axes.set_xlim(0.5, 1.5)
