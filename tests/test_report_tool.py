@@ -24,6 +24,7 @@ from mdistiller.experiments.report.figures.sensitivity import (
     sensitivity_absolute,
     sensitivity_relative,
 )
+from mdistiller.experiments.report.figures.style import line_style
 from mdistiller.models import build_model
 from tools.report import main
 
@@ -235,6 +236,12 @@ def test_figures_are_labelled_and_lines_told_apart_without_colour(tmp_path):
     # Mean over the two trials, in the last epoch.
     ends = [run.accuracy("last") for run in load_plan(tmp_path).cells[0].runs]
     assert lines[0].get_ydata()[-1] == pytest.approx(sum(ends) / 2)
+
+
+def test_no_two_of_many_lines_look_alike():
+    styles = [line_style(i, dashed) for i in range(25) for dashed in (False, i < 10)]
+    looks = {(s["marker"], s["linestyle"], s["markerfacecolor"]) for s in styles}
+    assert len(looks) == 25 + 10
 
 
 def test_pictures_open_and_are_not_empty(tmp_path):

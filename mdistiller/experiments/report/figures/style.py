@@ -40,6 +40,8 @@ _RC = {
 }
 
 
+# Beyond the number of colours the line tells those of equal colour apart.
+_LINES = ("-", "-.", ":")
 # A path's coordinates are in points; more than two decimals only make files large.
 _COORDINATES = re.compile(rb' d="[^"]*"')
 
@@ -70,7 +72,7 @@ def line_style(number: int, dashed: bool = False) -> dict[str, Any]:
     return {
         "color": colour,
         "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": "--" if dashed else "-",
+        "linestyle": "--" if dashed else _LINES[number // len(COLOURS) % len(_LINES)],
         "markerfacecolor": "white" if dashed else colour,
         "markeredgecolor": colour,
     }
