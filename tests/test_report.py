@@ -285,7 +285,8 @@ class Balanced(HTMLParser):
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     root = tmp_path / "table1" / "digits"
-    plan = write_plan(root, rows_of(["KD", "PKT"]), [column(0), column(1)], 2, title="A <b> & c")
+    columns = [column(0), {**column(1), "label": "<i>x → y"}]
+    plan = write_plan(root, rows_of(["KD", "PKT"]), columns, 2, title="A <b> & c")
     simulate(root, plan, 13)
     page = write_report(load_plan(root)).read_text()
     parser = Balanced()
@@ -295,7 +296,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     assert parser.outside == []
     assert len(parser.pictures) == 5
     assert all(len(widths) == 1 for widths in parser.widths)
-    assert not parser.tags & {"script", "link", "iframe", "b"}
+    assert not parser.tags & {"script", "link", "iframe", "b", "i"}
     assert "@import" not in page
     assert "url(" not in page
     names = {p.stem for p in (root / "report").glob("*.png")}
@@ -372,7 +373,8 @@ def test_csv_has_every_run_and_every_cell(root):
     assert (runs[1]["last_top1"], runs[1]["best_epoch"], runs[1]["trial"]) == ("71.0", "2", "1")
     cells = list(csv.DictReader(io.StringIO(cells_csv(plan))))
     assert [c["n"] for c in cells] == ["2", "3", "3", "3"]
-    assert float(cells[1]["best_minus_paper"]) == pytest.approx(0)
+    assert float(cells[0]["last_minus_paper"]) == pytest.approx(71.5 - 70)
+    assert float(cells[1]["best_minus_paper"]) == pytest.approx(72 - 72)
     assert float(cells[2]["last_deviation"]) == pytest.approx(1.1)
 
 
