@@ -184,3 +184,25 @@ def _node(rng, row: dict[str, Any], epochs: int) -> tuple[str, list[dict[str, fl
         "conflict": np.clip(0.1 + 0.2 * t + noise[3] + shift, 0, 1),
     }
     return row["variant"], [{k: float(v[i]) for k, v in values.items()} for i in range(epochs)]
+
+
+NAMES = ("kd", "kd_crossbatch")
+
+
+def write_kd(folder: Path) -> Path:
+    """Two pairs, KD and its twin, three trials; all complete, last epochs known.
+
+    KD ends at 70 + trial, its twin 0.1, 0.2 or 0.3 above; best epochs are 1 above the last.
+    """
+    write_plan(folder, rows_of(["KD"]), [column(0), column(1)], 3)
+    for place in (0, 1):
+        for trial in range(3):
+            for gain, name in enumerate(NAMES):
+                last = 70 + trial + gain * 0.1 * (trial + 1)
+                write_run(
+                    folder / f"{name}-pair{place}-t{trial}",
+                    [50.0, last + 1, last],
+                    seed=100 * place + trial,
+                    seconds=2.0 if gain else 1.0,
+                )
+    return folder
