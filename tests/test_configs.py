@@ -85,6 +85,9 @@ def baseline_of(file: str) -> str:
     return f"{folder}/{name.removeprefix('crossbatch_')}"
 
 
+WEIGHTINGS = ("multitask", "gradnorm", "uncertainty", "gradient_cosine", "distill_decay")
+WEIGHTED = [f for f in OWN if resolved(f)["SOLVER.TRAINER"] in WEIGHTINGS]
+TABLE_2 = {"mgda": "MGDA", "pcgrad": "PCGrad", "fairgrad": "FairGrad", "distill_decay": None}
 TWINS = [f for f in OWN if "crossbatch" in f]
 DISTILLING = [f for f in FILES if raw(f)["DISTILLER"]["TYPE"] != "NONE"]
 
@@ -195,6 +198,9 @@ def test_small_data_set_file_matches_its_name(file: str) -> None:
     kind, student = {"teacher": ("NONE", "resnet20"), "vanilla": ("NONE", "resnet8")}.get(
         tag, (tag.upper(), "resnet8")
     )
+    if file in WEIGHTED:
+        assert f"{cfg['SOLVER.TRAINER']}_kd" == tag
+        kind = "KD"
     assert (cfg["DISTILLER.TYPE"], cfg["DISTILLER.STUDENT"]) == (kind, student)
     assert kind == "NONE" or cfg["DISTILLER.TEACHER"] == "resnet20"
     assert cfg["DATASET.TYPE"] == dataset
@@ -211,6 +217,7 @@ def test_tables_are_complete() -> None:
     cifar = {f"{m.lower()}_{pair}" for m in METHODS for pair in PAIRS} | {"kd_res32x4_res8x4"}
     tiny = {"kd_r18_mv2", "kd_r18_shuv2", "kd_res56_res20"}
     small = {"teacher", "vanilla"} | {p + m.lower() for m in METHODS for p in ("", "crossbatch_")}
+    small |= {f"{weighting}_kd" for weighting in WEIGHTINGS}
     for folder in ("baseline", "crossbatch"):
         assert names_in(f"cifar100/{folder}") == cifar
         assert names_in(f"tiny_imagenet/{folder}") == tiny
@@ -239,7 +246,7 @@ def test_tiny_imagenet_recipe_is_that_of_the_dot_files(student: str) -> None:
 
 
 def test_every_distilling_baseline_has_a_twin() -> None:
-    plain = set(DISTILLING) & set(OWN) - set(TWINS)
+    plain = set(DISTILLING) & set(OWN) - set(TWINS) - set(WEIGHTED)
     assert {baseline_of(f) for f in TWINS} == plain
     assert len(TWINS) == len(plain) == 36 + 3 + 5 + 5
 
@@ -261,6 +268,48 @@ def test_twin_differs_only_in_the_weighting(file: str) -> None:
 def test_twin_spells_out_its_weighting(file: str) -> None:
     # The values are defaults today; a file that says them keeps its meaning when those change.
     assert raw(file)["CROSSBATCH"] == {"READING": "align", "ALPHA": 0.5, "REFERENCE": "fresh"}
+
+
+# --- other weightings -------------------------------------------------------------------------
+
+
+def unweighted(file: str) -> str:
+    """The file of the same method and networks with fixed loss weights."""
+    folder, _, name = file.rpartition("/")
+    if not folder.endswith("/weightings"):
+        return f"{folder}/kd.yaml"
+    pair = next(name.removeprefix(f"{w}_") for w in TABLE_2 if name.startswith(f"{w}_"))
+    return f"{folder.removesuffix('weightings')}baseline/kd_{pair}"
+
+
+@pytest.mark.parametrize("file", WEIGHTED)
+def test_weighting_file_differs_only_in_the_weighting(file: str) -> None:
+    ours, baseline = resolved(file), resolved(unweighted(file))
+    node = ours["SOLVER.TRAINER"].upper()
+    changed = {k for k in ours if ours[k] != baseline[k] and not k.startswith(f"{node}.")}
+    project = {"EXPERIMENT.PROJECT"} if "/weightings/" in file else set()
+    assert changed == {"SOLVER.TRAINER", "EXPERIMENT.TAG"} | project
+    assert raw(file)[node]  # spelled out, so that the file keeps its meaning
+
+
+def test_table_2_is_complete() -> None:
+    pairs = ("res101_res50", "res56_res20", "wrn40_2_wrn40_1", "res32x4_res8x4")
+    folder = "cifar100/weightings"
+    assert names_in(folder) == {f"{w}_{pair}" for w in TABLE_2 for pair in pairs}
+    for weighting, method in TABLE_2.items():
+        for pair in pairs:
+            cfg = resolved(f"configs/{folder}/{weighting}_{pair}.yaml")
+            trainer = "distill_decay" if method is None else "multitask"
+            assert cfg["SOLVER.TRAINER"] == trainer
+            assert method in (None, cfg["MULTITASK.METHOD"])
+            short = re.findall("|".join(sorted(SHORT, key=len)[::-1]), pair)
+            assert [SHORT[x] for x in short] == [cfg["DISTILLER.TEACHER"], cfg["DISTILLER.STUDENT"]]
+            tag = ",".join([weighting, "kd", *short])
+            assert experiment(f"configs/{folder}/{weighting}_{pair}.yaml") == (
+                "cifar100_weightings",
+                "",
+                tag,
+            )
 
 
 # --- teachers ---------------------------------------------------------------------------------

@@ -2,8 +2,15 @@
 
 from mdistiller.registry import Registry
 
+from .balancing import (
+    DistillDecayTrainer,
+    GradientCosineTrainer,
+    GradNormTrainer,
+    UncertaintyTrainer,
+)
 from .crossbatch import CrossBatchTrainer
 from .dot import CRDDOTTrainer, CRDTrainer, DistillationOrientedTrainer, DOTTrainer
+from .multitask import MultitaskTrainer
 from .trainer import BaseTrainer, StepResult
 
 trainer_dict = Registry("trainer")
@@ -13,6 +20,11 @@ trainer_dict.update(
     dot=DOTTrainer,
     crd_dot=CRDDOTTrainer,
     crossbatch=CrossBatchTrainer,
+    multitask=MultitaskTrainer,
+    gradnorm=GradNormTrainer,
+    uncertainty=UncertaintyTrainer,
+    gradient_cosine=GradientCosineTrainer,
+    distill_decay=DistillDecayTrainer,
 )
 
 __all__ = [
@@ -21,7 +33,12 @@ __all__ = [
     "CRDTrainer",
     "CrossBatchTrainer",
     "DOTTrainer",
+    "DistillDecayTrainer",
     "DistillationOrientedTrainer",
+    "GradNormTrainer",
+    "GradientCosineTrainer",
+    "MultitaskTrainer",
     "StepResult",
+    "UncertaintyTrainer",
     "trainer_dict",
 ]

@@ -60,6 +60,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
 
     _add_methods(cfg, node)
     _add_crossbatch(cfg, node)
+    _add_weightings(cfg, node)
     return cfg
 
 
@@ -76,6 +77,21 @@ def _add_crossbatch(cfg: CfgNode, node: type[CfgNode]) -> None:
     cb.REFERENCE = "fresh"
     cb.PERIOD = 1
     cb.BATCH_SIZE = 0  # 0: SOLVER.BATCH_SIZE
+
+
+def _add_weightings(cfg: CfgNode, node: type[CfgNode]) -> None:
+    cfg.MULTITASK = node({"METHOD": "MGDA", "PARAMS": ""})
+    cfg.GRADNORM = node({"ALPHA": 1.5, "LR": 0.025})
+    cfg.UNCERTAINTY = node({"LR": 0.01})
+    cfg.GRADIENT_COSINE = node({"WEIGHTED": False})
+    decay = cfg.DISTILL_DECAY = node()
+    decay.START = 0.5
+    decay.END = 0.75
+    decay.CE_FROM = 0.0  # 0: the method's own weight of the supervised loss
+    decay.CE_TO = 1.0
+    decay.KD_FROM = 0.9
+    decay.KD_TO = 0.0
+    decay.BETA = 0.1
 
 
 def _add_methods(cfg: CfgNode, node: type[CfgNode]) -> None:

@@ -21,6 +21,9 @@ CFG: Config = default_tree(Config)
 _ALWAYS_SHOWN = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG")
 CROSSBATCH_PREFIX = "CROSSBATCH_"
 
+# The nodes that configure the trainer of the same name.
+_TRAINER_NODES = ("MULTITASK", "GRADNORM", "UNCERTAINTY", "GRADIENT_COSINE", "DISTILL_DECAY")
+
 # Keys that say where things lie or how they are called, not what is computed.
 _NOT_IN_NAME = (
     "EXPERIMENT.PROJECT",
@@ -51,6 +54,7 @@ def used_groups(cfg: Config) -> Config:
     groups = [*_ALWAYS_SHOWN, cfg.DISTILLER.TYPE.removeprefix(CROSSBATCH_PREFIX)]
     if cfg.DISTILLER.TYPE.startswith(CROSSBATCH_PREFIX):
         groups.append("CROSSBATCH")
+    groups += [node for node in _TRAINER_NODES if node == cfg.SOLVER.TRAINER.upper()]
     return Config({group: cfg[group].clone() for group in groups if group in cfg})
 
 

@@ -14,8 +14,10 @@ from mdistiller.errors import ConfigError
 from mdistiller.models import model_dict_for
 
 from . import trainer_dict
+from .balancing import build_schedule
 from .cfg import CROSSBATCH_PREFIX
 from .crossbatch import REFERENCES, CrossBatchTrainer, build_weighting
+from .multitask import build_aggregator
 from .optim import optimizer_dict
 
 SCHEDULES = ("step", "cosine")
@@ -52,6 +54,11 @@ _RANGES: dict[str, _Rule] = {
     "CRD.FEAT.DIM": _AT_LEAST_ONE,
     "CROSSBATCH.PERIOD": _AT_LEAST_ONE,
     "CROSSBATCH.BATCH_SIZE": _NOT_NEGATIVE,
+    "GRADNORM.ALPHA": _NOT_NEGATIVE,
+    "GRADNORM.LR": _POSITIVE,
+    "UNCERTAINTY.LR": _POSITIVE,
+    "DISTILL_DECAY.CE_FROM": _NOT_NEGATIVE,
+    "DISTILL_DECAY.KD_FROM": _POSITIVE,
 }
 
 
@@ -157,3 +164,7 @@ def _check_trainer(cfg: Any) -> None:
                 "CROSSBATCH.REFERENCE none works only with CROSSBATCH.READING printed, "
                 f"not {cfg.CROSSBATCH.READING}, which depends on the reference gradient"
             )
+    if chosen == "multitask":
+        build_aggregator(cfg)
+    if chosen == "distill_decay":
+        build_schedule(cfg)

@@ -79,7 +79,16 @@ class GradientRows:
         """
         used = list(range(len(weights))) if rows is None else list(rows)
         chosen = self.buffer[: len(used)] if rows is None else self.buffer[used]
-        update = combine(chosen, weights)
+        self._set(combine(chosen, weights), used)
+
+    def apply_update(self, update: Tensor) -> None:
+        """Leave ``update`` [P], made of all rows, in the parameters' ``grad``.
+
+        As :meth:`apply`, for a combination of the rows that is no weighted sum.
+        """
+        self._set(update, range(len(self.buffer)))
+
+    def _set(self, update: Tensor, used: Sequence[int]) -> None:
         reached = [any(flags) for flags in zip(*(self._reached[r] for r in used), strict=True)]
         for p, part, hit in zip(self.theta, self.views(update), reached, strict=True):
             # As in a vanilla step, what no loss reaches gets no gradient and no weight decay.

@@ -129,10 +129,13 @@ def learning_rate(epoch: int, cfg) -> float:
 
 
 def adjust_learning_rate(epoch: int, cfg, optimizer: Optimizer) -> float:
-    """Set the learning rate of ``epoch`` in every parameter group and return it."""
+    """Set the learning rate of ``epoch`` in every parameter group and return it.
+
+    A group with an "lr_scale" gets that multiple of it.
+    """
     lr = learning_rate(epoch, cfg)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
     return lr
 
 

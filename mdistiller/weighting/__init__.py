@@ -1,7 +1,27 @@
 """Loss weighting as mathematics on small tensors; knows neither models nor training."""
 
+from .aggregators import PairAggregator
 from .crossbatch import CrossBatchWeighting, CrossBatchWeights
+from .decay import DecaySchedule
+from .gradnorm import GradNormWeighting, gradnorm_gradient, gradnorm_targets
 from .gramian import combine, gramian
+from .pair import cosine_gate, pair_statistics
 from .readings import READINGS
+from .uncertainty import uncertainty_gradient, uncertainty_weights
 
-__all__ = ["READINGS", "CrossBatchWeighting", "CrossBatchWeights", "combine", "gramian"]
+__all__ = [
+    "READINGS",
+    "CrossBatchWeighting",
+    "CrossBatchWeights",
+    "DecaySchedule",
+    "GradNormWeighting",
+    "PairAggregator",
+    "combine",
+    "cosine_gate",
+    "gradnorm_gradient",
+    "gradnorm_targets",
+    "gramian",
+    "pair_statistics",
+    "uncertainty_gradient",
+    "uncertainty_weights",
+]
