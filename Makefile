@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SEEDS ?= 0 1 2
 WORKERS ?= 2
+LOWEST ?= .venv-lowest
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-lowest coverage audit lint format clean
 
 # Rebuilt when a dependency changes.
 $(VENV)/.installed: requirements.txt setup.py
@@ -24,6 +25,30 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+# The oldest versions that requirements.txt and setup.py allow; Python 3.10 or 3.11 has wheels of all.
+# Deprecations are not looked at: old releases here meet new ones of what they need themselves.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) \
+		-W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
+		-W "ignore:'onnxscript:FutureWarning"
+
+$(LOWEST)/.installed: requirements.txt setup.py
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	grep -ohE '[A-Za-z0-9_.-]+(\[[a-z,]+\])?>=[0-9.]+' requirements.txt setup.py \
+		| sed 's/\[.*\]//; s/>=/==/' > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(LOWEST)/constraints.txt -e '.[test,export]'
+	touch $@
+
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) --cov=mdistiller --cov-fail-under=90 \
+		--cov-report=term-missing:skip-covered
+
+# Needs a network that reaches an advisory service.
+audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,4 +58,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(LOWEST) .coverage .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -24,7 +24,11 @@ setup(
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "scipy>=1.11", "ruff>=0.6"],
+        "test": [
+            *("pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.5", "hypothesis>=6.100"),
+            *("ray>=2.40", "ruff>=0.6"),
+        ],
+        "ray": ["ray>=2.40"],
         "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"],
     },
 )

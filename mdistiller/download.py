@@ -225,9 +225,22 @@ def _extract_tar(archive: Path, folder: Path) -> None:
         members = tar.getmembers()
         for member in members:
             _check_member(archive, member.name, plain=member.isreg() or member.isdir())
+        _check_end(tar)
         # Pythons before 3.10.12 lack the filter; the check above does not depend on it.
         options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         tar.extractall(folder, members, **options)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Refuse an archive that was cut between two members, which tarfile takes for its end.
+
+    Raises:
+        tarfile.ReadError: after the last member there is no block of zeros.
+    """
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        raise tarfile.ReadError("it ends without its end mark")
 
 
 def _extract_zip(archive: Path, folder: Path) -> None:

@@ -38,6 +38,8 @@ class NonFiniteError(MdistillerError, ArithmeticError):
 
 
 class InterruptedRun(MdistillerError):
-    """A training that was stopped by a signal after it had saved its state."""
+    """A training that was stopped by a signal; ``exit_code`` is the shells' for it."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -283,7 +283,7 @@ def test_state_continues_across_trainers(tmp_path):
         part = crossbatch_trainer(tmp_path / f"{name} part", *opts, "SOLVER.EPOCHS", 1)
         part.train()
         rest = crossbatch_trainer(tmp_path / f"{name} part", *opts)
-        rest.train(resume=True)
+        rest.train(resume=True, allow_changes=True)
         assert torch.equal(whole, student_vector(rest.distiller))
 
 

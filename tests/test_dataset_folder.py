@@ -225,8 +225,35 @@ def test_image_that_cannot_be_decoded_is_named(tiny, workers, content):
     victim = tiny / "train" / "n02" / "images" / "n02_1.JPEG"
     victim.write_bytes(victim.read_bytes()[:900] if content is None else content)
     train = get_dataset(config("tiny_imagenet", tiny.parent, workers))[0]
-    with pytest.raises(DataError, match="n02_1.JPEG: cannot be read") as caught:
+    with pytest.raises(DataError, match="n02_1.JPEG: cannot be read.*1 of .* images") as caught:
         list(train)
+    assert "DATASET.SKIP_BROKEN True" in one_line(caught)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_cannot_be_decoded_are_left_out_on_request(tiny, workers):
+    folder = tiny / "train" / "n02" / "images"
+    total = len(list((tiny / "train").glob("*/images/*")))
+    for name in ("n02_0.JPEG", "n02_1.JPEG"):
+        (folder / name).write_bytes(b"no image")
+    cfg = config("tiny_imagenet", tiny.parent, workers)
+    cfg.DATASET.SKIP_BROKEN = True
+    with pytest.warns(UserWarning, match=f"2 of {total} images.*n02_0.JPEG, n02_1.JPEG"):
+        train, val, num_data, num_classes = get_dataset(cfg)
+    assert num_data == len(train.dataset) == total - 2
+    labels = torch.cat([target for _, target, _ in train])
+    assert sorted(labels.tolist()) == sorted(train.dataset.targets)
+    assert num_classes == len(train.dataset.classes)
+    assert len(list(val)) == len(val)
+
+
+def test_a_set_without_any_image_that_can_be_decoded_is_refused(tiny):
+    for path in (tiny / "train").glob("*/images/*"):
+        path.write_bytes(b"no image")
+    cfg = config("tiny_imagenet", tiny.parent)
+    cfg.DATASET.SKIP_BROKEN = True
+    with pytest.raises(DataError, match="cannot be read, the first is") as caught:
+        get_dataset(cfg)
     one_line(caught)
 
 

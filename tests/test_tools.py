@@ -147,11 +147,6 @@ BAD_INPUT = {
         1,
         "cifar-100-python.tar.gz",
     ),
-    "nothing to resume": (
-        ["--cfg", VANILLA, "LOG.PREFIX", "{tmp}/out", "--resume"],
-        1,
-        "run without --resume",
-    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -126,7 +127,7 @@ def test_resumed_run_ends_with_the_same_bits(name, tmp_path):
     whole.train()
     golden_trainer(name, tmp_path / "part", epochs=2).train()
     part = golden_trainer(name, tmp_path / "part")
-    part.train(resume=True)
+    part.train(resume=True, allow_changes=True)  # more epochs
     a, b = (t.distiller.state_dict() for t in (whole, part))
     assert all(torch.equal(a[k], b[k]) for k in a)
     logs = [
@@ -150,7 +151,7 @@ def test_mdistillers_checkpoint_resumes(tmp_path):
     state = {**{k: state[k] for k in keys}, "best_acc": torch.tensor(state["best_acc"])}
     torch.save(state, latest)
     trainer = golden_trainer("base|KD", tmp_path)
-    trainer.train(resume=True)
+    trainer.train(resume=True)  # more epochs, but mdistiller's file does not say so
     assert student_norm(trainer) == pytest.approx(
         GOLDEN["runs"]["base|KD"]["student_param_l2_after"], rel=1e-5
     )
@@ -202,19 +203,30 @@ def test_second_process_on_the_same_folder_is_refused(tmp_path):
     toy_trainer(tmp_path).train()
 
 
-def test_resume_without_a_checkpoint_and_with_a_damaged_one(tmp_path):
-    with pytest.raises(CheckpointError, match="run without --resume"):
-        toy_trainer(tmp_path).train(resume=True)
-    toy_trainer(tmp_path, "SOLVER.EPOCHS", 1).train()
+def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path, capsys):
+    plain = toy_trainer(tmp_path / "plain")
+    plain.train()
+    resumed = toy_trainer(tmp_path / "resumed")
+    resumed.train(resume=True)
+    assert "no checkpoint yet" in capsys.readouterr().out
+    assert student_norm(plain) == student_norm(resumed)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    toy_trainer(tmp_path).train()
     latest = tmp_path / "run" / "latest"
     sound = latest.read_bytes()
     latest.write_bytes(sound[: len(sound) // 2])
     with pytest.raises(CheckpointError, match="latest"):
         toy_trainer(tmp_path).train(resume=True)
-    latest.write_bytes(sound)
+    state = torch.load(io.BytesIO(sound), weights_only=True)
+    torch.save({k: v for k, v in state.items() if k != "config"}, latest)
     cfg = config(tmp_path)
     other = BaseTrainer("run", Vanilla(ToyNet(7)), loader(), loader(), cfg)
     with pytest.raises(CheckpointError, match="does not fit"):
+        other.train(resume=True)
+    latest.write_bytes(sound)
+    with pytest.raises(CheckpointError, match="another teacher .*ResNet50.*none"):
         other.train(resume=True)
     assert latest.read_bytes() == sound
 
@@ -234,7 +246,7 @@ def test_failed_write_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        toy_trainer(tmp_path).train(resume=True)
+        toy_trainer(tmp_path).train(resume=True, allow_changes=True)
     assert (tmp_path / "run" / "latest").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.tmp"))
 

@@ -120,8 +120,8 @@ class ArrayLoader(Loader):
         corner, flip = self._draw(epoch, order)
         order = order.to(self.device)
         shape = self.dataset.images.shape[1:]
-        for start in range(start_batch * self.batch_size, len(order), self.batch_size):
-            batch = slice(start, start + self.batch_size)
+        for number in range(start_batch, len(self)):
+            batch = self._rows(number)
             index = order[batch]
             window = self._windows.index_select(0, flip[batch]).add_(corner[batch, None])
             pixels = self._pixels.index_select(0, window.flatten())

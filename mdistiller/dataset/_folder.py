@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +60,33 @@ class FolderLoader(Loader):
     def _batches(
         self, epoch: int, order: Tensor, start_batch: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        rest = order[start_batch * self.batch_size :]
+        numbers = range(start_batch, len(self))
         batches = DataLoader(
             _SeededPass(self.dataset, (self.seed, self.name, epoch, "transform")),
-            batch_sampler=[part.tolist() for part in rest.split(self.batch_size) if len(part)],
+            batch_sampler=[order[self._rows(number)].tolist() for number in numbers],
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
             collate_fn=_collate,
+            worker_init_fn=_outlive_signals,
             # Without one of its own, a DataLoader would draw from the global generator.
             generator=self._generator(epoch, "workers"),
         )
         for batch in batches:
             if isinstance(batch, _Unreadable):
-                raise DataError(f"{batch.path}: cannot be read as an image ({batch.reason})")
+                raise DataError(
+                    f"{batch.path}: cannot be read as an image ({batch.reason}), {batch.count}; "
+                    "replace or remove it, or set DATASET.SKIP_BROKEN True to leave out such images"
+                )
             yield tuple(batch)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach workers, too; the run needs them to end its step.
+
+    A second SIGTERM ends a worker, which is what a parent that exits sends to one that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,7 @@ class _Unreadable:
 
     path: str
     reason: str
+    count: str = ""
 
 
 class _SeededPass(Dataset):
@@ -90,13 +106,63 @@ class _SeededPass(Dataset):
         self.seed_names = seed_names
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int] | _Unreadable:
-        path, target = self.folder.samples[index]
-        try:
-            image = self.folder.loader(path)
-        except Exception as error:  # a damaged file can make a decoder raise anything
-            return _Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
+        image = _read(self.folder, index)
+        if isinstance(image, _Unreadable):
+            return image
+        target = self.folder.samples[index][1]
         with _torch_seed(derive_seed(*self.seed_names, index)):
             return self.folder.transform(image), target, index
+
+
+class _Check(Dataset):
+    """Whether each image of a folder can be read: None, or what is wrong with it."""
+
+    def __init__(self, folder: ImageFolder) -> None:
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.folder.samples)
+
+    def __getitem__(self, index: int) -> _Unreadable | None:
+        image = _read(self.folder, index)
+        return image if isinstance(image, _Unreadable) else None
+
+
+def _read(folder: ImageFolder, index: int) -> Image.Image | _Unreadable:
+    path, _ = folder.samples[index]
+    try:
+        return folder.loader(path)
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        return _Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
+
+
+def leave_out_broken(folder: ImageFolder, num_workers: int) -> None:
+    """Decode every image of ``folder`` once and drop those that cannot be read, with a warning.
+
+    Raises:
+        DataError: none can be read.
+    """
+    checks = DataLoader(
+        _Check(folder),
+        batch_size=64,
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # lest it draws from the global one
+    )
+    found = [result for batch in checks for result in batch]
+    broken = [result for result in found if result is not None]
+    if not broken:
+        return
+    first = f"{broken[0].path} ({broken[0].reason})"
+    counted = f"{len(broken)} of {len(found)} images of {folder.root} cannot be read"
+    if len(broken) == len(found):
+        raise DataError(f"{counted}, the first is {first}; unpack the data set again")
+    more = ", ..." if len(broken) > 3 else ""
+    names = ", ".join(Path(b.path).name for b in broken[:3])
+    warnings.warn(f"{counted} and are left out: {names}{more}; the first is {first}", stacklevel=3)
+    folder.samples = [s for s, r in zip(folder.samples, found, strict=True) if r is None]
+    folder.imgs = folder.samples
+    folder.targets = [target for _, target in folder.samples]
 
 
 @contextmanager
@@ -112,7 +178,9 @@ def _torch_seed(seed: int) -> Iterator[None]:
 
 def _collate(items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
     broken = [item for item in items if isinstance(item, _Unreadable)]
-    return broken[0] if broken else default_collate(items)
+    if broken:
+        return replace(broken[0], count=f"like {len(broken)} of {len(items)} images of its batch")
+    return default_collate(items)
 
 
 def _open_folder(folder: Path, transform: Transform) -> ImageFolder:
@@ -138,6 +206,9 @@ def folder_loaders(
         raise DataError(
             f"{root}: train and val must have the same classes; {differing[0]!r} is in one only"
         )
+    if cfg.DATASET.SKIP_BROKEN:
+        for folder in (train, val):
+            leave_out_broken(folder, cfg.DATASET.NUM_WORKERS)
     shared = {
         "num_workers": cfg.DATASET.NUM_WORKERS,
         "pin_memory": resolve_device(cfg.SOLVER.DEVICE).type == "cuda",

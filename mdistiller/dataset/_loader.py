@@ -56,6 +56,7 @@ class Loader(ABC):
         self._contrast = contrast
         self._sampler = self._make_sampler() if contrast else None
         self._next_epoch = 1
+        self._rank, self._pieces = 0, 1
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -82,6 +83,36 @@ class Loader(ABC):
         other._next_epoch = 1
         return other
 
+    def piece(self, rank: int, pieces: int) -> Loader:
+        """A loader of the same batches that yields the ``rank``-th of ``pieces`` parts of each.
+
+        The parts differ by one image at most. Where a batch has too few images for all, the
+        part is the batch's first image, so that it is never empty; :meth:`count` is then 0.
+        """
+        other = copy.copy(self)
+        other._rank, other._pieces = rank, pieces
+        return other
+
+    def whole(self, number: int) -> int:
+        """How many images all pieces of batch ``number`` (from 0) hold."""
+        return min(self.batch_size, len(self.dataset) - number * self.batch_size)
+
+    def count(self, number: int) -> int:
+        """How many images of batch ``number`` count as this piece's."""
+        first, last = self._bounds(number)
+        return last - first
+
+    def _bounds(self, number: int) -> tuple[int, int]:
+        # Rounded up, so that the first piece is the last one to become empty.
+        whole, pieces = self.whole(number), self._pieces
+        return -(-whole * self._rank // pieces), -(-whole * (self._rank + 1) // pieces)
+
+    def _rows(self, number: int) -> slice:
+        """Where batch ``number``'s images are in the order of an epoch."""
+        start = number * self.batch_size
+        first, last = self._bounds(number)
+        return slice(start + first, start + last) if first < last else slice(start, start + 1)
+
     def iterate(self, start_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """One pass from batch ``start_batch`` on; what is skipped costs no work.
 
@@ -104,7 +135,7 @@ class Loader(ABC):
                 yield image, target, index
             else:
                 # From the order, not from index, which may be on another device.
-                rows = order[number * self.batch_size :][: self.batch_size]
+                rows = order[self._rows(number)]
                 drawn = self._sampler.sample(rows, self.seed, self.name, epoch, "contrast", number)
                 yield image, target, index, drawn.to(index.device)
 

@@ -110,6 +110,9 @@ class CRD(Distiller):
         num_data: size of the training set.
     """
 
+    # The memory bank and its normalising constants would differ between processes.
+    data_parallel = False
+
     def __init__(self, student, teacher, cfg, num_data: int) -> None:
         super().__init__(student, teacher, cfg)
         feat, nce = cfg.CRD.FEAT, cfg.CRD.NCE

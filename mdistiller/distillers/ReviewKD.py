@@ -57,6 +57,21 @@ def _resize(x: Tensor, size: int) -> Tensor:
     return F.interpolate(x, (size, size), mode="nearest")
 
 
+class _BatchNorm(nn.BatchNorm2d):
+    """BatchNorm that takes its running statistics where a batch has none.
+
+    That is a single image's pooled map, as in the last batch of an epoch: one value per
+    channel, whose variance would be 0 and which torch refuses.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
+
+
 class ABF(nn.Module):
     """Attention-based fusion of a student map with what was reviewed in deeper stages.
 
@@ -70,11 +85,11 @@ class ABF(nn.Module):
         super().__init__()
         self.conv1 = nn.Sequential(
             nn.Conv2d(in_channel, mid_channel, kernel_size=1, bias=False),
-            nn.BatchNorm2d(mid_channel),
+            _BatchNorm(mid_channel),
         )
         self.conv2 = nn.Sequential(
             nn.Conv2d(mid_channel, out_channel, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channel),
+            _BatchNorm(out_channel),
         )
         self.att_conv = None
         if fuse:

@@ -31,6 +31,9 @@ class Distiller(nn.Module):
     supervised_losses: tuple[str, ...] = ("loss_ce",)
     distillation_losses: tuple[str, ...] = ("loss_kd",)
 
+    # Whether each process of a training may see its part of a batch only (torchrun).
+    data_parallel = True
+
     def __init__(self, student: nn.Module, teacher: nn.Module | None, cfg: Any = None) -> None:
         super().__init__()
         self.student = student

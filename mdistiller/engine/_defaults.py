@@ -22,6 +22,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.DATASET.TYPE = "cifar100"
     cfg.DATASET.ROOT = "./data"  # added
     cfg.DATASET.NUM_WORKERS = 2
+    cfg.DATASET.SKIP_BROKEN = False  # added
     cfg.DATASET.TEST = node()
     cfg.DATASET.TEST.BATCH_SIZE = 64
 
@@ -44,6 +45,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.SOLVER.DOT = node()
     cfg.SOLVER.DOT.DELTA = 0.075
     cfg.SOLVER.DEVICE = "auto"  # added
+    cfg.SOLVER.DETERMINISTIC = False  # added
     cfg.SOLVER.NESTEROV = False  # added
     cfg.SOLVER.SCHEDULE = "step"  # added
     cfg.SOLVER.WARMUP_EPOCHS = 0  # added
@@ -52,6 +54,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.LOG = node()
     cfg.LOG.TENSORBOARD_FREQ = 500
     cfg.LOG.SAVE_CHECKPOINT_FREQ = 40
+    cfg.LOG.SAVE_EVERY_STEPS = 0  # added; 0: a checkpoint after each epoch only
     cfg.LOG.PREFIX = "./output"
     cfg.LOG.WANDB = False  # mdistiller: True
 

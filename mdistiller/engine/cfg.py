@@ -49,13 +49,18 @@ def load_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
     return cfg
 
 
-def dump_cfg(cfg: Config) -> str:
-    """The groups of ``cfg`` that its run uses, as YAML that can be loaded again."""
+def used_groups(cfg: Config) -> Config:
+    """The groups of ``cfg`` that its run uses."""
     groups = [*_ALWAYS_SHOWN, cfg.DISTILLER.TYPE.removeprefix(CROSSBATCH_PREFIX)]
     if cfg.DISTILLER.TYPE.startswith(CROSSBATCH_PREFIX):
         groups.append("CROSSBATCH")
     groups += [node for node in _TRAINER_NODES if node == cfg.SOLVER.TRAINER.upper()]
-    return Config({group: cfg[group].clone() for group in groups if group in cfg}).dump()
+    return Config({group: cfg[group].clone() for group in groups if group in cfg})
+
+
+def dump_cfg(cfg: Config) -> str:
+    """:func:`used_groups` as YAML that can be loaded again."""
+    return used_groups(cfg).dump()
 
 
 def show_cfg(cfg: Config) -> None:

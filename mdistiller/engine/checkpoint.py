@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -10,32 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from mdistiller.errors import CheckpointError
+from .files import whole_file
 
 # Keys of the wrapped distiller in mdistiller's files, which are kept.
 WRAPPER = "module."
 
 
 def save_checkpoint(obj: Any, path: str | Path) -> None:
-    """Write ``obj`` under a temporary name, flush it to the disk, then rename it to ``path``.
+    """Write ``obj`` with ``torch.save``, see :func:`~mdistiller.engine.files.whole_file`.
 
     Raises:
         CheckpointError: the file cannot be written; an older file at ``path`` is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write {path} ({error}); the last complete checkpoint is kept, "
-            "free some space or set LOG.PREFIX to another folder and continue with --resume"
-        ) from None
+    with whole_file(Path(path)) as file:
+        torch.save(obj, file)
 
 
 def wrap_keys(state: dict[str, Any]) -> dict[str, Any]:

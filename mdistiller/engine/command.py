@@ -9,6 +9,7 @@ from mdistiller.cli import exit_on_error
 from .cfg import load_cfg
 from .listing import list_everything
 from .run import run_training
+from .signals import end_on_sigterm
 
 EXAMPLES = """examples:
   python tools/train.py --list
@@ -31,7 +32,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--list", action="store_true", help="print all distillers, trainers, models and data sets"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the run after its last complete epoch"
+        "--resume",
+        action="store_true",
+        help="continue the run from its latest checkpoint, or start it if there is none",
+    )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="with --resume: go on although the configuration is not the checkpoint's",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits in every run, also on CUDA, at some cost in speed; short for "
+        "SOLVER.DETERMINISTIC True",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="overrides of configuration keys"
@@ -45,7 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.list:
         print(list_everything())
         return
-    run_training(load_cfg(args.cfg, args.opts), args.opts, resume=args.resume)
+    end_on_sigterm()
+    deterministic = ["SOLVER.DETERMINISTIC", "True"] if args.deterministic else []
+    cfg = load_cfg(args.cfg, [*args.opts, *deterministic])
+    run_training(cfg, args.opts, args.resume, args.allow_changes)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from mdistiller.distillers import CrossBatchDistiller
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import CrossBatchWeighting, gramian
 
+from .distributed import share_of
+from .epoch import epoch_of
 from .gradients import GradientRows
-from .trainer import BaseTrainer, StepResult, epoch_of
+from .trainer import BaseTrainer, StepResult
 
 AUXILIARY_STREAM = "auxiliary"
 REFERENCES = ("fresh", "previous", "same", "none")
@@ -42,6 +44,7 @@ class CrossBatchTrainer(BaseTrainer):
 
     diagnostics_name = "crossbatch"
     needs_distillation_loss = True
+    data_parallel = True
 
     def __init__(
         self,
@@ -64,34 +67,41 @@ class CrossBatchTrainer(BaseTrainer):
         self.period = node.PERIOD
         self.auxiliary_loader = auxiliary_loader
         if self.reference == "fresh" and auxiliary_loader is None:
-            self.auxiliary_loader = _auxiliary_stream(train_loader, node.BATCH_SIZE)
+            self.auxiliary_loader = _auxiliary_stream(self.train_loader, node.BATCH_SIZE)
         self._gradients = GradientRows(self.distiller, 3)
         self._weights: tuple[Tensor, Tensor] | None = None
         self._steps = 0
 
-    def batches(self, epoch: int) -> Iterator[dict[str, Any]]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
         if self.reference != "fresh":
-            yield from super().batches(epoch)
+            yield from super().batches(epoch, start)
             return
-        auxiliary = _endless(self.auxiliary_loader, epoch)
-        for batch in super().batches(epoch):
+        # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
+        drawn = sum(step % self.period == 0 for step in range(self._steps - start, self._steps))
+        auxiliary = _endless(self.auxiliary_loader, epoch, drawn)
+        for batch in super().batches(epoch, start):
             # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
             if self._solves_now():
-                pair = self.to_device(next(auxiliary))
+                number, data = next(auxiliary)
+                pair = self.to_device(data)
                 batch["auxiliary"] = (pair["image"], pair["target"])
+                if self.world.size > 1:
+                    batch["auxiliary_share"] = share_of(self.auxiliary_loader, number)
             yield batch
 
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
-        auxiliary = batch.pop("auxiliary", None)
+        auxiliary, share = batch.pop("auxiliary", None), batch.pop("auxiliary_share", 1.0)
         solve = self._solves_now()
         self._steps += 1
         if auxiliary is not None:
             # Before the graph of the current batch exists: the two never share the memory.
-            self._gradients.write(REF, self.distiller.reference_loss(*auxiliary))
+            reference = self.distiller.reference_loss(*auxiliary)
+            self._gradients.write(REF, self.scaled(reference, share))
         logits, losses = self.distiller(**batch, epoch=epoch)
-        supervised, distillation = self.distiller.split_losses(losses)
+        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
         if not solve:
             self._gradients.backward_weighted((supervised, distillation), self._weights)
+            self.reduce_gradients()
             return StepResult(logits, losses, gradients={"gradient": self.gradient_norm()})
         diagnostics = self._step_with_solved_weights(supervised, distillation)
         gradients = {
@@ -112,6 +122,8 @@ class CrossBatchTrainer(BaseTrainer):
         previous = rows[CE].clone() if self.reference == "previous" else None
         self._gradients.write(CE, supervised, retain_graph=True)
         self._gradients.write(KD, distillation)
+        # A reference that is a copy of another row has been summed with that one.
+        self._gradients.reduce(self.world, 3 if self.reference == "fresh" else 2)
         if self.reference == "same" or (previous is not None and self._weights is None):
             rows[REF].copy_(rows[CE])
         elif previous is not None:
@@ -165,14 +177,19 @@ def _auxiliary_stream(train_loader: Iterable, batch_size: int) -> Iterable:
     return train_loader.stream(AUXILIARY_STREAM, batch_size or None)
 
 
-def _endless(loader: Iterable, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of ``loader`` without end, the order being a function of ``epoch``.
+def _endless(loader: Iterable, epoch: int, start: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """Batches of ``loader`` without end from number ``start`` on, as a function of ``epoch``.
+
+    Each comes with its number (from 0) in its pass.
 
     An auxiliary batch larger than the current one makes its stream end within the epoch; the
     passes of one epoch are then numbered so that none repeats another epoch's order.
     """
-    for number in range(_PASSES):
-        yield from epoch_of(loader, (epoch - 1) * _PASSES + number + 1)
+    passed, start = divmod(start, len(loader)) if start else (0, 0)
+    for number in range(passed, _PASSES):
+        seen = epoch_of(loader, (epoch - 1) * _PASSES + number + 1, start)
+        yield from enumerate(seen, start)
+        start = 0
 
 
 # More passes than an epoch can use: batches would have to be this many times larger.

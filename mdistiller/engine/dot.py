@@ -98,6 +98,7 @@ class DOTTrainer(BaseTrainer):
     """Trains with :class:`DistillationOrientedTrainer`, momenta MOMENTUM -+ SOLVER.DOT.DELTA."""
 
     needs_distillation_loss = True
+    data_parallel = True
 
     def init_optimizer(self, cfg: Any) -> Optimizer:
         solver = cfg.SOLVER
@@ -123,11 +124,13 @@ class DOTTrainer(BaseTrainer):
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
         logits, losses = self.distiller(**batch, epoch=epoch)
         task, distillation = self.distiller.split_losses(losses)
-        distillation.backward(retain_graph=True)
+        self.scaled(distillation).backward(retain_graph=True)
+        self.reduce_gradients()
         kd_norm = self.gradient_norm()
         self.optimizer.step_kd()
         self.optimizer.zero_grad(set_to_none=True)
-        task.backward()
+        self.scaled(task).backward()
+        self.reduce_gradients()
         gradients = {
             "gradient of the supervised loss": self.gradient_norm(),
             "gradient of the distillation loss": kd_norm,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,16 @@ class FiniteWatch:
             self._first[names] = torch.zeros(len(names), dtype=torch.int32, device=scalars.device)
         first = self._first[names]
         first += ~torch.isfinite(scalars) * (first == 0) * step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types from which :meth:`load_state_dict` continues."""
+        return {
+            "first": [(list(names), first.clone().cpu()) for names, first in self._first.items()]
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._first = {tuple(names): first for names, first in state["first"]}
 
     def check(self, epoch: int) -> None:
         """Raise if anything was not finite so far.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mdistiller.errors import MdistillerError
 
+from .files import remove_unfinished
+
 try:
     import fcntl
 except ImportError:  # Windows has no advisory locks of this kind: no protection there.
@@ -48,6 +50,7 @@ def open_folder(folder: Path, keep: bool) -> RunLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder)
+        remove_unfinished(folder)
         if keep or not (folder / "latest").exists():
             return lock
         number = 1

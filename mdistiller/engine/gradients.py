@@ -11,6 +11,8 @@ from torch.nn import Parameter
 from mdistiller.distillers import Distiller
 from mdistiller.weighting import combine
 
+from .distributed import World
+
 
 class GradientRows:
     """One flat gradient of the student per loss, in one buffer for the whole run.
@@ -57,6 +59,16 @@ class GradientRows:
                 view.copy_(gradient)
         self._reached[row] = [g is not None for g in of_theta]
         self._extra[row] = list(gradients[len(self.theta) :])
+
+    def reduce(self, world: World, count: int) -> None:
+        """Sum the first ``count`` rows over the processes of ``world``, in one exchange each.
+
+        The losses written must have been scaled by this process's share of the batch.
+        """
+        if world.size == 1:
+            return
+        world.sum_([self.buffer[:count]])
+        world.sum_([g for row in self._extra[:count] for g in row if g is not None])
 
     def apply(self, weights: Tensor, rows: Sequence[int] | None = None) -> None:
         """Leave the weighted sum of rows in the parameters' ``grad``.

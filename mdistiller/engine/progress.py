@@ -24,12 +24,16 @@ class Progress:
         self._terminal = sys.stdout.isatty()
         self._start = time.monotonic()
         self._first = first_epoch
+        self._images_before = 0
         self._bar: tqdm | None = None
 
-    def start_epoch(self, epoch: int) -> None:
+    def start_epoch(self, epoch: int, steps: int = 0, images: int = 0) -> None:
+        """Begin ``epoch``, of which ``steps`` and ``images`` were done before a resume."""
+        self._images_before = images
         if self._terminal:
             self._bar = tqdm(
                 total=self._steps,
+                initial=steps,
                 desc=f"epoch {epoch}/{self._epochs}",
                 leave=False,
                 file=sys.stdout,
@@ -40,7 +44,7 @@ class Progress:
         """After ``done`` steps and ``images`` images of this epoch; ``means`` over them."""
         if self._bar is None:
             return
-        speed = images / max(self._bar.format_dict["elapsed"], 1e-9)
+        speed = (images - self._images_before) / max(self._bar.format_dict["elapsed"], 1e-9)
         self._bar.set_postfix_str(
             f"loss {means['train_loss']:.4f}, top-1 {means['train_acc']:.2f}, {speed:.0f} images/s",
             refresh=False,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
-from mdistiller.errors import MdistillerError
-
 from .cfg import dump_cfg
+from .events import ScalarWriter
+from .files import appending_to, write_text
 from .wandb import open_wandb
 
 # The order of mdistiller's worklog and TensorBoard scalars.
@@ -22,41 +21,39 @@ class RunRecord:
     """Writes ``config.yaml``, ``metrics.jsonl``, ``worklog.txt`` and TensorBoard events.
 
     Args:
-        folder: the run's folder, created if missing.
+        folder: the run's folder, which exists.
         cfg: the resolved configuration.
         after_epoch: continue after this epoch; records of later ones (written by a run that
             stopped before its checkpoint was complete) are dropped. 0: start afresh.
+
+    Raises:
+        CheckpointError: here and in every method, if the disk is full or cannot be written.
     """
 
     def __init__(self, folder: Path, cfg, after_epoch: int = 0) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(dump_cfg(cfg))
-            self._keep(after_epoch)
-        except OSError as error:
-            raise MdistillerError(
-                f"cannot write into {folder} ({error}); set LOG.PREFIX to another folder"
-            ) from None
-        self._events = SummaryWriter(str(folder / "train.events"), purge_step=after_epoch + 1)
+        # The mark of a completed run, which this one is not yet.
+        (folder / "result.json").unlink(missing_ok=True)
+        write_text(folder / "config.yaml", dump_cfg(cfg))
+        self._keep(after_epoch)
+        self._events = ScalarWriter(folder / "train.events")
         self._wandb = open_wandb(cfg, folder) if cfg.LOG.WANDB else None
 
     def _keep(self, after_epoch: int) -> None:
         """Cut the text logs back to the epochs up to ``after_epoch``."""
         lines = [e for e in read_metrics(self.folder) if e["epoch"] <= after_epoch]
         self._metrics = self.folder / "metrics.jsonl"
-        self._metrics.write_text("".join(json.dumps(e) + "\n" for e in lines))
         self._worklog = self.folder / "worklog.txt"
-        self._worklog.write_text("".join(_worklog_entry(e) for e in lines))
+        # Whole files: a kill in between must not lose the epochs that are kept.
+        write_text(self._metrics, "".join(json.dumps(e) + "\n" for e in lines))
+        write_text(self._worklog, "".join(_worklog_entry(e) for e in lines))
 
     def epoch(self, entry: dict[str, Any]) -> None:
         """Add one epoch; ``entry`` has "epoch", "lr" and the :data:`LOG_KEYS` at least."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        with self._worklog.open("a") as file:
-            file.write(_worklog_entry(entry))
+        _append(self._metrics, json.dumps(entry) + "\n")
+        _append(self._worklog, _worklog_entry(entry))
         for key in LOG_KEYS:
-            self._events.add_scalar(key, entry[key], entry["epoch"])
+            self._events.add(key, entry[key], entry["epoch"])
         self._events.flush()
         if self._wandb:
             self._wandb.log({"current lr": entry["lr"], **entry})
@@ -64,15 +61,12 @@ class RunRecord:
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add TensorBoard scalars at a training step (counted from 1 over the whole run)."""
         for key, value in values.items():
-            self._events.add_scalar(key, value, step)
+            self._events.add(key, value, step)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``result.json``, the mark of a completed run, and the worklog's last line."""
-        with self._worklog.open("a") as file:
-            file.write(f"best_acc\t{result['best_top1']:.2f}")
-        temporary = self.folder / ".result.json.tmp"
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(self.folder / "result.json")
+        _append(self._worklog, f"best_acc\t{result['best_top1']:.2f}")
+        write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
         if self._wandb:
             self._wandb.summary["best_acc"] = result["best_top1"]
 
@@ -80,6 +74,25 @@ class RunRecord:
         self._events.close()
         if self._wandb:
             self._wandb.finish()
+
+
+class NoRecord:
+    """The interface of :class:`RunRecord` in a process that leaves the writing to another one."""
+
+    def __init__(self, folder: Path, cfg, after_epoch: int = 0) -> None:
+        pass
+
+    def epoch(self, entry: dict[str, Any]) -> None:
+        pass
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        pass
+
+    def finish(self, result: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -92,6 +105,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return entries
+
+
+def _append(path: Path, text: str) -> None:
+    with appending_to(path), path.open("a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _worklog_entry(entry: dict[str, Any]) -> str:

@@ -48,6 +48,7 @@ def run_result(
         "seconds": seconds,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": {
             "mdistiller": mdistiller.__version__,
             "python": platform.python_version(),

@@ -16,6 +16,8 @@ from mdistiller.seeding import derive_seed, seed_everything
 from . import trainer_dict
 from .cfg import CFG, experiment_name, show_cfg
 from .check import check_config
+from .determinism import name_nondeterministic, use_deterministic_algorithms
+from .distributed import joined_by_torchrun
 from .trainer import BaseTrainer
 from .utils import say, validate
 
@@ -68,6 +70,8 @@ def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrain
         ConfigError, DataError, CheckpointError: one line on what is wrong and what to do.
     """
     check_config(cfg)
+    if cfg.SOLVER.DETERMINISTIC:
+        use_deterministic_algorithms()
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg)
     distiller = build_distiller(cfg, num_classes, num_data)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
@@ -79,19 +83,34 @@ def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrain
 
 
 def run_training(
-    cfg: Any, opts: list[str] | tuple[str, ...] = (), resume: bool = False
+    cfg: Any,
+    opts: list[str] | tuple[str, ...] = (),
+    resume: bool = False,
+    allow_changes: bool = False,
 ) -> dict[str, Any]:
-    """Train as ``cfg`` says; returns the contents of ``result.json``."""
-    show_cfg(cfg)
-    trainer = build_trainer(cfg, opts)
-    seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
-    result = trainer.train(resume=resume)
+    """Train as ``cfg`` says; returns the contents of ``result.json``.
+
+    Args:
+        cfg, opts: as for :func:`build_trainer`.
+        resume, allow_changes: as for :meth:`BaseTrainer.train`.
+    """
+    with joined_by_torchrun(cfg.SOLVER.DEVICE) as world:
+        show_cfg(cfg)
+        with world.together():
+            trainer = build_trainer(cfg, opts)
+        seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
+        with name_nondeterministic():
+            result = trainer.train(resume, allow_changes)
+        _say_result(result, trainer)
+    return result
+
+
+def _say_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
     say(
         f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
         f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
         "EVAL",
     )
-    return result
 
 
 class LogitsOnly(nn.Module):

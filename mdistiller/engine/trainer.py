@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,46 +13,24 @@ from torch.optim import Optimizer
 
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
-from mdistiller.errors import CheckpointError, InterruptedRun
-from mdistiller.models.teachers import read_checkpoint
+from mdistiller.errors import InterruptedRun
 
-from .checkpoint import (
-    random_state,
-    save_checkpoint,
-    set_random_state,
-    unwrap_keys,
-    wrap_keys,
-)
-from .finite import FiniteWatch
+from .distributed import World, piece_of, share_of
+from .epoch import EpochSums, StepResult, epoch_of
 from .folder import open_folder
 from .optim import build_optimizer
 from .progress import Progress
-from .records import RunRecord, read_metrics
+from .records import NoRecord, RunRecord, read_metrics
 from .result import run_result
-from .utils import DeviceMeter, accuracy, adjust_learning_rate, validate
+from .saving import Checkpoints
+from .signals import StopDuringValidation, StopRequest
+from .utils import adjust_learning_rate, validate
 
 # What a loader's tuple holds, in this order; the last ones only where a method needs them.
 BATCH_KEYS = ("image", "target", "index", "contrastive_index")
 
 # Steps between two looks at the running sums (a look waits for the device).
 READ_EVERY = 20
-
-
-@dataclass
-class StepResult:
-    """What :meth:`BaseTrainer.backward` reports of one step; all tensors stay on the device.
-
-    Attributes:
-        logits: the student's [B, C] on the current batch.
-        losses: the distiller's losses by name, scalar or shape [1].
-        diagnostics: scalars whose epoch means go into the logs.
-        gradients: scalars by description that must be finite, e.g. a gradient's norm.
-    """
-
-    logits: Tensor
-    losses: dict[str, Tensor]
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
 class BaseTrainer:
@@ -77,6 +54,9 @@ class BaseTrainer:
     # Whether the method treats the distillation loss apart, so that there must be one.
     needs_distillation_loss = False
 
+    # Whether the class's own ``backward`` works on a piece of a batch (:meth:`scaled`).
+    data_parallel = True
+
     def __init__(
         self,
         experiment_name: str,
@@ -88,30 +68,37 @@ class BaseTrainer:
         self.cfg = cfg
         self.device = resolve_device(cfg.SOLVER.DEVICE)
         self.distiller = distiller.to(self.device)
-        self.train_loader = train_loader
-        self.val_loader = val_loader
+        self.world = World()
+        self.train_loader, self.val_loader = (
+            piece_of(loader, self) for loader in (train_loader, val_loader)
+        )
         self.optimizer = self.init_optimizer(cfg)
         self.experiment_name = experiment_name
         self.log_path = Path(cfg.LOG.PREFIX) / experiment_name
         self.facts: dict[str, Any] = {}
         self.best_acc = -1.0
         self.best_epoch = 0
-        self._seconds = 0.0
+        self._stop = StopRequest()
+        self._share = 1.0
 
     # ---- what a method may replace -------------------------------------------------------
 
     def init_optimizer(self, cfg: Any) -> Optimizer:
         return build_optimizer(self.distiller.get_learnable_parameters(), cfg)
 
-    def batches(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The keyword arguments of the distiller for every step of ``epoch``."""
-        for data in epoch_of(self.train_loader, epoch):
-            yield self.to_device(data)
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The keyword arguments of the distiller for the steps of ``epoch`` after ``start``."""
+        for number, data in enumerate(epoch_of(self.train_loader, epoch, start), start):
+            batch = self.to_device(data)
+            if self.world.size > 1:
+                batch["share"] = share_of(self.train_loader, number)
+            yield batch
 
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
         """Leave the gradient of one step in the parameters' ``grad``, which are None before."""
         logits, losses = self.distiller(**batch, epoch=epoch)
-        sum(loss.mean() for loss in losses.values()).backward()
+        self.scaled(sum(loss.mean() for loss in losses.values())).backward()
+        self.reduce_gradients()
         return StepResult(logits, losses, gradients={"gradient": self.gradient_norm()})
 
     def extra_state(self) -> dict[str, Any]:
@@ -129,185 +116,175 @@ class BaseTrainer:
         batch["image"] = batch["image"].to(self._image_dtype)
         return batch
 
+    def scaled(self, loss: Tensor, share: float | None = None) -> Tensor:
+        """A mean over this process's images, as its part of the mean over the whole batch.
+
+        Args:
+            share: of the images; None for the current batch's.
+        """
+        return loss if self.world.size == 1 else loss * (self._share if share is None else share)
+
+    def reduce_gradients(self) -> None:
+        """Sum the gradients in ``grad`` over the processes."""
+        self.world.sum_(self._gradients_left())
+
     @property
     def _image_dtype(self) -> torch.dtype:
         return next(self.distiller.student.parameters()).dtype
 
     def gradient_norm(self) -> Tensor:
         """Norm over all gradients that the optimizer is about to use."""
-        return torch.nn.utils.get_total_norm(
-            [
-                p.grad
-                for group in self.optimizer.param_groups
-                for p in group["params"]
-                if p.grad is not None
-            ]
-        )
+        return torch.nn.utils.get_total_norm(self._gradients_left())
+
+    def _gradients_left(self) -> list[Tensor]:
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
 
     # ---- the loop ------------------------------------------------------------------------
 
-    def train(self, resume: bool = False) -> dict[str, Any]:
+    def train(self, resume: bool = False, allow_changes: bool = False) -> dict[str, Any]:
         """Train up to ``cfg.SOLVER.EPOCHS`` and return what ``result.json`` says.
 
         Args:
-            resume: continue the run in :attr:`log_path` after its latest checkpoint. Otherwise
-                a run found there is set aside, under the same name with a number.
+            resume: continue the run in :attr:`log_path` from its latest checkpoint, if it has
+                one. Otherwise a run found there is set aside, under the same name with a number.
+            allow_changes: resume although the configuration is not the checkpoint's.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite.
-            CheckpointError: nothing to resume, a damaged file, or a disk that is full.
-            InterruptedRun: stopped by Ctrl-C; :attr:`log_path` holds the last full epoch.
+            CheckpointError: a damaged file, one of another run, or a disk that is full.
+            ConfigError: the configuration is not that of the checkpoint.
+            InterruptedRun: stopped by SIGINT or SIGTERM; :attr:`log_path` holds the last step.
         """
-        lock = open_folder(self.log_path, keep=resume)
+        lock = None
         try:
-            start = self._load_latest() if resume else 0
-            return self._train_from(start)
+            with self.world.together():
+                if self.world.is_writer:
+                    lock = open_folder(self.log_path, keep=resume)
+            with self.world.together():
+                self._checkpoints = Checkpoints(self)
+                done, sums = self._checkpoints.load(allow_changes) if resume else (0, EpochSums())
+            with StopRequest() as self._stop:
+                return self._train_from(done, sums)
         finally:
-            lock.release()
+            if lock:
+                lock.release()
 
-    def _train_from(self, done: int) -> dict[str, Any]:
-        epochs = self.cfg.SOLVER.EPOCHS
-        record = RunRecord(self.log_path, self.cfg, after_epoch=done)
+    def _train_from(self, done: int, sums: EpochSums) -> dict[str, Any]:
+        epochs, kind = self.cfg.SOLVER.EPOCHS, RunRecord if self.world.is_writer else NoRecord
+        with self.world.together():
+            record = kind(self.log_path, self.cfg, after_epoch=done)
         progress = Progress(epochs, len(self.train_loader), first_epoch=done + 1)
-        epoch = done + 1
         try:
             for epoch in range(done + 1, epochs + 1):
-                began = time.monotonic()
-                entry = self._train_epoch(epoch, record, progress)
-                self._seconds += time.monotonic() - began
-                record.epoch(entry)
-                self._save(epoch)
+                entry = self._train_epoch(epoch, sums, record, progress)
+                with self.world.together():
+                    record.epoch(entry)
+                    self._checkpoints.save_epoch(epoch)
                 progress.end_epoch(entry)
-            result = self._result()
-            record.finish(result)
+                sums = EpochSums()
+            with self.world.together():
+                result = self._result()
+                record.finish(result)
             return result
         except KeyboardInterrupt:
-            advice = (
-                f"epoch {epoch - 1} is saved in {self.log_path}, continue with --resume"
-                if epoch > 1
-                else "no epoch was complete, so there is nothing to resume"
-            )
-            raise InterruptedRun(f"interrupted in epoch {epoch}; {advice}") from None
+            raise InterruptedRun(
+                f"interrupted twice, so nothing was saved now; {self.log_path} has the latest "
+                "checkpoint, from which --resume continues"
+            ) from None
         finally:
             progress.close()
             record.close()
 
-    def _train_epoch(self, epoch: int, record: RunRecord, progress: Progress) -> dict[str, Any]:
-        """One pass over the training set and one over the validation set."""
+    def _train_epoch(
+        self, epoch: int, sums: EpochSums, record: RunRecord, progress: Progress
+    ) -> dict[str, Any]:
+        """The rest of a pass over the training set, and one over the validation set."""
         lr = adjust_learning_rate(epoch, self.cfg, self.optimizer)
-        began = time.monotonic()
-        progress.start_epoch(epoch)
+        began = time.monotonic() - sums.seconds
+        progress.start_epoch(epoch, sums.steps, sums.images)
         self.distiller.train()
-        meter, diagnostics, watch = DeviceMeter(), DeviceMeter(), FiniteWatch()
-        window = DeviceMeter()
-        images = steps = 0
-        for steps, batch in enumerate(self.batches(epoch), 1):
+        for batch in self.batches(epoch, sums.steps):
             result = self.train_iter(batch, epoch)
-            n = batch["image"].shape[0]
-            images += n
-            meter.update(self._measure(result, batch["target"]), n)
-            diagnostics.update(result.diagnostics)
-            window.update(result.diagnostics)
-            watch.update({**result.losses, **result.gradients}, steps)
-            if steps % READ_EVERY == 0:
-                watch.check(epoch)
-                progress.step(steps, images, meter.averages())
-            self._write_window(window, record, epoch, steps)
-        watch.check(epoch)
-        seconds = time.monotonic() - began
-        top1, top5, loss = validate(self.val_loader, self.distiller)
+            # A stand-in for an empty piece of the batch does not count.
+            sums.add(result, batch["target"], len(batch["target"]) if self._share else 0)
+            if sums.steps % READ_EVERY == 0:
+                self.check_finite(epoch, sums)
+                progress.step(sums.steps, sums.images, sums.metrics.averages())
+            self._write_window(sums, record, epoch)
+            sums.seconds = time.monotonic() - began
+            self._save_within(epoch, sums)
+        self.check_finite(
+            epoch, sums
+        )  # waits for the device, so that the time is that of all steps
+        sums.seconds = time.monotonic() - began
+        top1, top5, loss = self._validate(epoch, sums)
         if top1 >= self.best_acc:
             self.best_acc, self.best_epoch = top1, epoch
         entry = {
             "epoch": epoch,
             "lr": lr,
-            **meter.averages(),
+            **sums.metrics.averages(self.world),
             "test_acc": top1,
             "test_acc_top5": top5,
             "test_loss": loss,
             "best_acc": self.best_acc,
-            "steps": steps,
-            "seconds": seconds,
-            "images_per_second": images / seconds,
+            "steps": sums.steps,
+            "seconds": sums.seconds,
+            "images_per_second": sum(self.world.gather(sums.images)) / sums.seconds,
         }
-        if means := diagnostics.averages():
+        if means := sums.diagnostics.averages():
             entry[self.diagnostics_name] = means
         return entry
 
+    def check_finite(self, epoch: int, sums: EpochSums) -> None:
+        """Raises NonFiniteError, in every process, if something was not finite in one."""
+        with self.world.together():
+            sums.finite.check(epoch)
+
+    def _validate(self, epoch: int, sums: EpochSums) -> tuple[float, float, float]:
+        if self.world.size > 1:
+            self.world.assert_agreement(self.optimizer.param_groups[0]["params"])
+            self.world.copy_buffers(self.distiller)
+            return validate(self.val_loader, self.distiller, self.world)
+        try:
+            return validate(self._stop.until(self.val_loader), self.distiller)
+        except StopDuringValidation:
+            self._stop_here(epoch, sums)
+
     def train_iter(self, batch: dict[str, Any], epoch: int) -> StepResult:
         """One optimizer step."""
+        self._share = batch.pop("share", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         result = self.backward(batch, epoch)
         self.optimizer.step()
         return result
 
-    @staticmethod
-    def _measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
-        top1, top5 = accuracy(result.logits.detach(), target, topk=(1, 5))
-        losses = {name: loss.detach().mean() for name, loss in result.losses.items()}
-        return {
-            "train_loss": sum(losses.values()),
-            "train_acc": top1,
-            "train_acc_top5": top5,
-            **{f"train_{name}": loss for name, loss in losses.items()},
-        }
-
-    def _write_window(self, window: DeviceMeter, record: RunRecord, epoch: int, step: int) -> None:
+    def _write_window(self, sums: EpochSums, record: RunRecord, epoch: int) -> None:
         """Every TENSORBOARD_FREQ steps, the diagnostics' means over these steps."""
-        total = (epoch - 1) * len(self.train_loader) + step
+        total = (epoch - 1) * len(self.train_loader) + sums.steps
         if total % self.cfg.LOG.TENSORBOARD_FREQ:
             return
-        means = window.averages()
+        means = sums.window.averages()
         record.scalars({f"{self.diagnostics_name}/{k}": v for k, v in means.items()}, total)
-        window.reset()
+        sums.window.reset()
 
-    # ---- checkpoints ---------------------------------------------------------------------
+    def _save_within(self, epoch: int, sums: EpochSums) -> None:
+        """After a step: the checkpoint that is due or that a signal asks for."""
+        last = sums.steps == len(self.train_loader)
+        # Asking the other processes takes time, so that is done now and then only.
+        if self._stop.agreed(self.world, now=last or sums.steps % READ_EVERY == 0):
+            self._stop_here(epoch, sums)
+        every = self.cfg.LOG.SAVE_EVERY_STEPS
+        # After its last step an epoch is about to be saved as a whole.
+        if every and sums.steps % every == 0 and not last:
+            self._checkpoints.save_step(epoch, sums)
 
-    def _save(self, epoch: int) -> None:
-        state = {
-            "epoch": epoch,
-            "model": wrap_keys(self.distiller.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "best_acc": self.best_acc,
-            "best_epoch": self.best_epoch,
-            "seconds": self._seconds,
-            "random_state": random_state(),
-            "trainer": self.extra_state(),
-        }
-        student = {"model": self.distiller.student.state_dict()}
-        names = ["latest"]
-        if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-            names.append(f"epoch_{epoch}")
-        if self.best_epoch == epoch:
-            names.append("best")
-        # "latest" last: once it is there, everything else of this epoch is there too.
-        for name in reversed(names):
-            save_checkpoint(student, self.log_path / f"student_{name.removeprefix('epoch_')}")
-            save_checkpoint(state, self.log_path / name)
-
-    def _load_latest(self) -> int:
-        """Restore the run's state; returns the epoch it had completed."""
-        path = self.log_path / "latest"
-        if not path.exists():
-            raise CheckpointError(f"{path}: no checkpoint to resume from; run without --resume")
-        state = read_checkpoint(path, map_location=self.device)
-        try:
-            self.distiller.load_state_dict(unwrap_keys(state["model"]))
-            self.optimizer.load_state_dict(state["optimizer"])
-            epoch, self.best_acc = int(state["epoch"]), float(state["best_acc"])
-            # mdistiller's own checkpoints end here; the rest is this project's.
-            self.best_epoch = state.get("best_epoch", 0)
-            self._seconds = state.get("seconds", 0.0)
-            self.load_extra_state(state.get("trainer", {}))
-            if "random_state" in state:
-                set_random_state(state["random_state"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(
-                f"{path} does not fit this configuration ({reason}); "
-                "resume with the one in config.yaml beside it"
-            ) from None
-        return epoch
+    def _stop_here(self, epoch: int, sums: EpochSums) -> NoReturn:
+        """Save and end the run, as SIGINT or SIGTERM asks."""
+        self._checkpoints.save_step(epoch, sums)
+        with self.world.together():
+            raise self._stop.error(epoch, sums.steps, self.log_path)
 
     def _result(self) -> dict[str, Any]:
         return run_result(
@@ -315,14 +292,8 @@ class BaseTrainer:
             self.device,
             name=self.experiment_name,
             history=read_metrics(self.log_path),
+            processes=self.world.size,
             best=(self.best_acc, self.best_epoch),
-            seconds=self._seconds,
+            seconds=self._checkpoints.seconds,
             **self.facts,
         )
-
-
-def epoch_of(loader: Iterable, epoch: int) -> Iterable:
-    """``loader``, set to ``epoch`` if it derives its order from that (a plain list does not)."""
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)
-    return loader

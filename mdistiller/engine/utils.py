@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mdistiller.weighting.gramian import solve_dtype
+
+from .distributed import World
 
 _COLOURS = {"INFO": 36, "TRAIN": 32, "EVAL": 31, "WARN": 33}
 
@@ -58,11 +61,26 @@ class DeviceMeter:
         self._sums += stacked * n
         self._count += n
 
-    def averages(self) -> dict[str, float]:
-        """The averages so far; one host read."""
+    def averages(self, world: World | None = None) -> dict[str, float]:
+        """The averages so far, of all processes of ``world``; one host read."""
         if self._sums is None:
             return {}
-        return dict(zip(self._names, (self._sums / self._count).tolist(), strict=True))
+        sums, count = self._sums, self._count
+        if world is not None and world.size > 1:
+            total = torch.cat([sums, sums.new_tensor([count])])
+            world.sum_([total])
+            sums, count = total[:-1], total[-1]
+        return dict(zip(self._names, (sums / count).tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain types from which :meth:`load_state_dict` continues."""
+        sums = None if self._sums is None else self._sums.clone().cpu()
+        return {"names": list(self._names), "sums": sums, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._names = tuple(state["names"])
+        self._sums, self._count = state["sums"], state["count"]
 
 
 def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
@@ -122,24 +140,29 @@ def adjust_learning_rate(epoch: int, cfg, optimizer: Optimizer) -> float:
 
 
 @torch.no_grad()
-def validate(val_loader: Iterable, distiller: nn.Module) -> tuple[float, float, float]:
+def validate(
+    val_loader: Iterable, distiller: nn.Module, world: World | None = None
+) -> tuple[float, float, float]:
     """Top-1 and top-5 accuracy in percent, and mean cross-entropy, in eval mode.
 
     Args:
         val_loader: yields (image [B, 3, H, W], target [B]).
         distiller: called as ``distiller(image=image)``, returns logits [B, C].
+        world: processes that each hold a piece of ``val_loader``; the result is over all.
     """
     like = next(distiller.parameters())
     was_training = distiller.training
     distiller.eval()
     meter = DeviceMeter()
-    for image, target, *_ in val_loader:
+    pieces = world is not None and world.size > 1
+    for number, (image, target, *_) in enumerate(val_loader):
         image = image.to(like, non_blocking=True)
         target = target.to(like.device, non_blocking=True)
         output = distiller(image=image)
         top1, top5 = accuracy(output, target, topk=(1, 5))
         loss = F.cross_entropy(output, target)
-        meter.update({"top1": top1, "top5": top5, "loss": loss}, image.shape[0])
+        n = val_loader.count(number) if pieces else image.shape[0]
+        meter.update({"top1": top1, "top5": top5, "loss": loss}, n)
     distiller.train(was_training)
-    means = meter.averages()
+    means = meter.averages(world)
     return means["top1"], means["top5"], means["loss"]

@@ -1,6 +1,29 @@
 """Many trainings, and what they say together."""
 
 from .compare import Cell, compare, format_table
-from .launch import Job, launch
+from .job import Job
+from .launch import launch
+from .local_backend import LocalBackend, local_slots
+from .pairs import datasets
+from .plan import Request, make_plan
+from .ray_backend import RayBackend
+from .reproduce import describe, reproduce
+from .tables import TABLES, build_table
 
-__all__ = ["Cell", "Job", "compare", "format_table", "launch"]
+__all__ = [
+    "TABLES",
+    "Cell",
+    "Job",
+    "LocalBackend",
+    "RayBackend",
+    "Request",
+    "build_table",
+    "compare",
+    "datasets",
+    "describe",
+    "format_table",
+    "launch",
+    "local_slots",
+    "make_plan",
+    "reproduce",
+]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .launch import Job, launch
+from .job import Job
+from .launch import launch
 
 _TEACHER_FILE = "DISTILLER.TEACHER_CKPT"
 

@@ -28,21 +28,16 @@ from mdistiller.errors import CheckpointError, ConfigError, DataError, Mdistille
 from mdistiller.models import load_teacher
 from mdistiller.seeding import derive_seed, generator
 
+from .palette import COLOURS, SCALE
+
 PERPLEXITY = 30
 # The neighbours that perplexity counts must exist.
 MIN_IMAGES = PERPLEXITY + 1
 # Up to here classes get colours and numbers of their own, beyond a colour scale.
 MAX_NAMED_CLASSES = 20
 
-# Ten colours that remain distinct with colour-vision deficiencies (Petroff, arXiv:2107.02270).
-# A marker goes with each ten, and every class also has its number in the picture.
-_COLOURS = (
-    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
-    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
-)
+# A marker goes with each ten colours, and every class also has its number in the picture.
 _MARKERS = ("o", "^")
-# Its lightness grows evenly, so it needs no colour vision.
-_SCALE = "viridis"
 
 
 @dataclass(frozen=True)
@@ -210,7 +205,7 @@ def draw_maps(
             _scatter_named(axes, points, labels, classes)
         else:
             drawn = axes.scatter(
-                *points.T, c=labels, s=9, cmap=_SCALE, vmin=0, vmax=classes - 1, linewidths=0
+                *points.T, c=labels, s=9, cmap=SCALE, vmin=0, vmax=classes - 1, linewidths=0
             )
         axes.set(title=name, xlabel="t-SNE dimension 1", ylabel="t-SNE dimension 2")
         # The unit is arbitrary.
@@ -228,8 +223,8 @@ def _scatter_named(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: 
     """Points in the colour and with the marker of their class, which is written in their midst."""
     for number in range(classes):
         own = points[labels == number]
-        group, colour = divmod(number, len(_COLOURS))
-        style = {"color": _COLOURS[colour], "marker": _MARKERS[group]}
+        group, colour = divmod(number, len(COLOURS))
+        style = {"color": COLOURS[colour], "marker": _MARKERS[group]}
         axes.scatter(*own.T, s=14, linewidths=0, label=str(number), **style)
         if len(own):
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "lw": 0}
@@ -243,7 +238,7 @@ def draw_difference(difference: np.ndarray, title: str) -> Figure:
     axes = figure.subplots()
     # Never an empty colour scale, not even for a student that equals its teacher.
     top = max(float(difference.max()), 1e-6)
-    drawn = axes.imshow(difference, cmap=_SCALE, vmin=0, vmax=top, interpolation="nearest")
+    drawn = axes.imshow(difference, cmap=SCALE, vmin=0, vmax=top, interpolation="nearest")
     axes.set_title(f"{title}\nmean absolute difference {difference.mean():.4f}", fontsize=11)
     axes.set(xlabel="class", ylabel="class")
     if len(difference) <= MAX_NAMED_CLASSES:

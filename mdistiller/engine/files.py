@@ -1,0 +1,106 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mdistiller.errors import CheckpointError
+
+
+class _Recorder:
+    """Passes writes on and remembers why one failed: torch.save hides it behind its own error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Any]:
+    """Yields what takes the new content (bytes) of ``path``, which then appears at once.
+
+    The content goes to a temporary name, is flushed to the disk and renamed, so that a process
+    or machine that stops at any moment leaves either the old file or the new one.
+
+    Raises:
+        CheckpointError: the file cannot be written; an older file at ``path`` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    recorder = None
+    try:
+        with temporary.open("wb") as file:
+            recorder = _Recorder(file)
+            yield recorder
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        _remove(temporary)
+        raise cannot_write(path, (recorder and recorder.failure) or error) from None
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`whole_file` with ``text`` in UTF-8."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def appending_to(path: Path) -> Iterator[None]:
+    """Around writes that add to ``path``: the system's error becomes one that says what to do.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written any more.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return CheckpointError(
+        f"cannot write {path} ({reason}); the last complete checkpoint is kept, "
+        "free some space or set LOG.PREFIX to another folder and continue with --resume"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` last through a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left of :func:`whole_file` in ``folder``."""
+    for path in folder.glob(".*.tmp"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # the folder became read-only: the reason is reported anyway
+        path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""Trains jobs in processes on this machine, one per device or a number of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from .job import PARENT, Job, training_variables
+
+# After this time a process that was asked to stop is killed; one step must fit in.
+_GRACE_SECONDS = 60.0
+
+
+@dataclass
+class Slot:
+    """Room for one process at a time, and the environment that it gets."""
+
+    environment: dict[str, str]
+    job: Job | None = None
+    process: subprocess.Popen | None = None
+
+
+class LocalBackend:
+    """Processes on this machine.
+
+    Args:
+        slots: environments; as many processes run at a time.
+    """
+
+    def __init__(self, slots: list[dict[str, str]]) -> None:
+        self._slots = [Slot(environment) for environment in slots]
+
+    @property
+    def size(self) -> int:
+        return len(self._slots)
+
+    def has_room(self) -> bool:
+        return any(slot.job is None for slot in self._slots)
+
+    def start(self, job: Job) -> None:
+        """Train ``job`` in a free slot; its log is continued."""
+        slot = next(slot for slot in self._slots if slot.job is None)
+        with job.open_log() as log:
+            slot.process = subprocess.Popen(
+                [sys.executable, *_with_parent(job.command())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=slot.environment,
+                # Ctrl-C goes to this process alone, which then stops the others in order.
+                start_new_session=True,
+            )
+        slot.job = job
+
+    def finished(self) -> list[tuple[Job, int]]:
+        """Jobs whose process has ended since the last call, with its exit status."""
+        ended = []
+        for slot in self._slots:
+            if slot.job is not None and slot.process.poll() is not None:
+                ended.append((slot.job, slot.process.returncode))
+                slot.job = slot.process = None
+        return ended
+
+    def stop(self) -> None:
+        """Ask all processes to stop and wait for them."""
+        processes = [slot.process for slot in self._slots if slot.process is not None]
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        try:
+            for process in processes:
+                process.wait(_GRACE_SECONDS)
+        finally:
+            # Reached early by a second Ctrl-C.
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def local_slots(workers: int | None, device: str, threads: int | None = None) -> list[dict]:
+    """Environments for :class:`LocalBackend`.
+
+    Args:
+        workers: processes at a time; None: one for each CUDA device, or one on the CPU.
+        device: SOLVER.DEVICE; with "auto" and "cuda" every process sees one CUDA device only,
+            and several share one if there are more processes than devices.
+        threads: of one process; None: the processor's threads are divided.
+    """
+    masks = _device_masks() if device in ("auto", "cuda") else []
+    count = workers or len(masks) or 1
+    threads = threads or max(1, (os.cpu_count() or 1) // count)
+    slots = []
+    for number in range(count):
+        mask = {"CUDA_VISIBLE_DEVICES": masks[number % len(masks)]} if masks else {}
+        slots.append({**os.environ, **training_variables(threads), **mask})
+    return slots
+
+
+def _with_parent(command: list[str]) -> list[str]:
+    return [str(os.getpid()) if word == PARENT else word for word in command]
+
+
+def _device_masks() -> list[str]:
+    """The names by which CUDA_VISIBLE_DEVICES can select each device that this process sees."""
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return list(names)[: torch.cuda.device_count()]

@@ -1,0 +1,103 @@
+"""Pairs of teacher and student, and where the configuration of a pair lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdistiller.errors import UnknownNameError
+from mdistiller.registry import nearest
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+PAPERS_DATASET = "cifar100"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student by their names in the registry; ``key`` as in file names."""
+
+    key: str
+    teacher: str
+    student: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.teacher} → {self.student}"
+
+
+PAIRS = {
+    pair.key: pair
+    for pair in (
+        Pair("res101_res50", "ResNet101", "ResNet50"),
+        Pair("res56_res20", "resnet56", "resnet20"),
+        Pair("vgg13_vgg8", "vgg13", "vgg8"),
+        Pair("res101_res34", "ResNet101", "ResNet34"),
+        Pair("res110_res32x4", "resnet110", "resnet32x4"),
+        Pair("res110_res56", "resnet110", "resnet56"),
+        Pair("wrn40_2_wrn40_1", "wrn_40_2", "wrn_40_1"),
+        Pair("res32x4_res8x4", "resnet32x4", "resnet8x4"),
+        # For data sets that are to be trained on two processor cores.
+        Pair("res20_res8", "resnet20", "resnet8"),
+        Pair("wrn16_2_wrn16_1", "wrn_16_2", "wrn_16_1"),
+    )
+}
+SMALL_PAIRS = ("res20_res8", "wrn16_2_wrn16_1")
+
+
+def datasets() -> list[str]:
+    """CIFAR-100, then every data set whose folder of configs/ has a file for each method."""
+    folders = (_REPOSITORY / "configs").glob("*/teacher.yaml")
+    small = sorted(p.parent.name for p in folders if (p.parent / "kd.yaml").exists())
+    return [PAPERS_DATASET, *small]
+
+
+def config_of(
+    dataset: str, method: str, pair: Pair, crossbatch: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Configuration file and overrides of a distillation method on a pair.
+
+    CIFAR-100 has a file for every pair; the small data sets have one for every method, of which
+    the networks are replaced.
+    """
+    name = method.lower()
+    if dataset == PAPERS_DATASET:
+        folder = "crossbatch" if crossbatch else "baseline"
+        return _file(f"configs/{dataset}/{folder}/{name}_{pair.key}.yaml"), ()
+    prefix = "crossbatch_" if crossbatch else ""
+    networks = ("DISTILLER.TEACHER", pair.teacher, "DISTILLER.STUDENT", pair.student)
+    return _file(f"configs/{dataset}/{prefix}{name}.yaml"), networks
+
+
+def teacher_config(dataset: str, teacher: str) -> tuple[str, tuple[str, ...]]:
+    """Configuration file and overrides that train the network ``teacher`` without a teacher."""
+    if dataset == PAPERS_DATASET:
+        return _file(f"configs/{dataset}/teachers/{teacher}.yaml"), ()
+    return _file(f"configs/{dataset}/teacher.yaml"), ("DISTILLER.STUDENT", teacher)
+
+
+def _file(path: str) -> str:
+    """``path`` as seen from the current folder, or from anywhere."""
+    return path if Path(path).exists() else str(_REPOSITORY / path)
+
+
+def choose(kind: str, wanted: Iterable[str], valid: Iterable[str]) -> list[str]:
+    """``wanted`` in the order of ``valid``, case ignored.
+
+    Raises:
+        UnknownNameError: one of them is not there; names the nearest one.
+    """
+    by_folded: dict[str, str] = {}
+    for name in valid:
+        by_folded.setdefault(name.casefold(), name)
+    found = set()
+    for name in wanted:
+        if name.casefold() not in by_folded:
+            guess = nearest(name, by_folded.values())
+            hint = f"did you mean {guess!r}? " if guess else ""
+            raise UnknownNameError(
+                f"unknown {kind} {name!r}; {hint}valid names: {', '.join(by_folded.values())}"
+            )
+        found.add(by_folded[name.casefold()])
+    return [name for name in by_folded.values() if name in found]

@@ -1,0 +1,101 @@
+"""What stands under a table: on what, with what and how its numbers were made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from . import numbers
+from .plan import PRINTED_DATASET, Plan
+from .runs import Run
+
+
+def facts(plan: Plan) -> tuple[str, ...]:
+    """One line each, over the complete runs; a value that differs is given with its runs."""
+    runs = [run for run in plan.runs if run.state == "done"]
+    results = [run.result for run in runs]
+    lines = [
+        f"data set: {_values(r.get('dataset') for r in results)}",
+        f"epochs: {_values(r['epochs'] for r in results)}",
+        f"device: {_values(r.get('device') for r in results)}; "
+        f"threads a run: {_values(r.get('threads') for r in results)}",
+        f"versions: {_values(_versions(r) for r in results)}",
+        f"commit: {_values(_commit(r) for r in results)}",
+        f"seeds: {_seeds(plan)}",
+        "selection: the last epoch needs none; the best epoch is chosen on the test images, so "
+        "it is biased upwards and shown for comparison with tables that report it",
+        _printed(plan),
+    ]
+    if teachers := _teachers(plan):
+        lines.insert(1, f"teachers, test top-1 in %: {teachers}")
+    if len({r["epochs"] for r in results}) > 1:
+        lines.append("warning: the runs differ in their epochs; such cells cannot be compared")
+    return tuple(lines)
+
+
+def _values(values: Iterable[Any]) -> str:
+    counts = Counter("unknown" if value is None else str(value) for value in values)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{v} ({n} runs)" for v, n in counts.most_common()) or "no complete run"
+
+
+def _versions(result: dict[str, Any]) -> str | None:
+    versions = result.get("versions")
+    return ", ".join(f"{k} {v}" for k, v in versions.items()) if versions else None
+
+
+def _commit(result: dict[str, Any]) -> str | None:
+    commit = result.get("commit")
+    if not commit:
+        return None
+    name, *changed = commit.split("-")
+    return name[:12] + "".join(f"-{c}" for c in changed)
+
+
+def _seeds(plan: Plan) -> str:
+    trials = sorted({run.trial for run in plan.runs})
+    return (
+        f"derived from table, {plan.column_word} and trial, the same for a row and its baseline; "
+        f"trials {', '.join(map(str, trials))}; each run's seed is in report.csv"
+    )
+
+
+def _teachers(plan: Plan) -> str:
+    """Each column's teacher, from its own run or else from what the students' runs measured."""
+    parts = []
+    for column in plan.columns:
+        run = plan.teachers.get(column.key)
+        if run is not None and run.state == "done":
+            top1 = run.accuracy("last")
+        else:
+            cells = [plan.cell(row, column) for row in plan.rows]
+            done = [r for cell in cells if cell for r in cell.done]
+            top1 = next(
+                (r.result["teacher_top1"] for r in done if "teacher_top1" in r.result), None
+            )
+        if top1 is not None:
+            parts.append(f"{column.teacher} {numbers.fixed(top1)}")
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _printed(plan: Plan) -> str:
+    if all(cell.printed is None for cell in plan.cells):
+        return "paper: it prints no numbers for these cells"
+    if plan.comparable:
+        return (
+            "paper: its numbers are those printed, of one run or a mean is not said; they are "
+            "never mixed with measured ones"
+        )
+    return (
+        f"paper: its numbers are for {PRINTED_DATASET.upper().replace('CIFAR', 'CIFAR-')}, "
+        f"another task than {plan.dataset}, so neither they nor differences to them are shown"
+    )
+
+
+def state_lines(runs: Iterable[Run], state: str, root) -> tuple[str, ...]:
+    """``folder: reason`` of every run in a state."""
+    return tuple(
+        f"{run.folder.relative_to(root)}: {run.reason}" for run in runs if run.state == state
+    )

@@ -1,0 +1,90 @@
+"""Accuracies and differences as points with bars."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..comparison import at_equal_epochs, compare_rows
+from ..plan import Plan
+from ..statistics import Interval
+from .style import legend, line_style, row_styles, styled
+
+_GREY = "#50565e"
+
+
+def preference(plan: Plan, rule: str) -> Figure | None:
+    """A panel per column, a point per row (Figure 4); None for other kinds of tables."""
+    if plan.kind != "preference" or not any(r.state == "done" for r in plan.runs):
+        return None
+    with styled():
+        width = max(5.0, 2.4 * len(plan.columns) + 1.0)
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        grid = figure.subplots(1, len(plan.columns), squeeze=False)[0]
+        for axes, column in zip(grid, plan.columns, strict=True):
+            for x, row in enumerate(plan.rows):
+                values = np.array([run.accuracy(rule) for run in plan.done(row, column)])
+                if len(values):
+                    _draw_cell(axes, x, values, row.label)
+            axes.set_title(column.label)
+            axes.set(xlim=(-0.6, len(plan.rows) - 0.4), xticks=[])
+            axes.grid(axis="x", visible=False)
+        grid[0].set_ylabel(f"test top-1 in %, {rule} epoch")
+        legend(figure, grid)
+    return figure
+
+
+def _draw_cell(axes: Axes, x: int, values: np.ndarray, label: str) -> None:
+    """Mean and sample deviation of the trials, and the trials beside them."""
+    style = {**line_style(x), "linestyle": "none", "capsize": 4, "markersize": 7}
+    bar = values.std(ddof=1) if len(values) > 1 else 0.0
+    axes.errorbar(x, values.mean(), yerr=bar, label=label, **style)
+    axes.plot([x + 0.18] * len(values), values, ".", color=_GREY, markersize=4)
+
+
+def differences(plan: Plan, rule: str) -> Figure | None:
+    """A panel per row with a baseline: each column's difference, and their mean below."""
+    found = compare_rows(plan, at_equal_epochs(rule))
+    if not found:
+        return None
+    with styled():
+        across = min(len(found), 5)
+        down = -(-len(found) // across)
+        height = 0.26 * (len(plan.columns) + 1) + 1.1
+        figure = Figure(figsize=(max(2.3 * across + 1.6, 6), height * down), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        styles = row_styles(plan)
+        names = [c.label for c in plan.columns] + [f"mean over {plan.column_word}s"]
+        for axes, comparison in zip(grid.flat, found, strict=False):
+            intervals = [comparison.intervals.get(c.key) for c in plan.columns]
+            colour = styles[comparison.row.key]["color"]
+            for y, interval in enumerate([*intervals, comparison.pooled]):
+                if interval is not None:
+                    marker = "D" if y == len(intervals) else "o"
+                    _draw_interval(axes, y, interval, colour, marker)
+            axes.axvline(0, color=_GREY, linewidth=0.9)
+            axes.axhline(len(intervals) - 0.5, color="#b6bac0", linewidth=0.8)
+            title = f"{comparison.row.label}\nminus {comparison.baseline.label}"
+            axes.set_title(title)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_xlabel("percentage points")
+        for axes in grid.flat[len(found) :]:
+            axes.set_axis_off()
+    return figure
+
+
+def _draw_interval(axes: Axes, y: int, interval: Interval, colour: str, marker: str) -> None:
+    clear = interval.low > 0 or interval.high < 0
+    reach = None if np.isnan(interval.low) else [[interval.mean - interval.low]] * 2
+    axes.errorbar(
+        interval.mean,
+        y,
+        xerr=reach,
+        color=colour,
+        marker=marker,
+        markerfacecolor=colour if clear else "white",
+        capsize=3,
+        elinewidth=1.2,
+    )

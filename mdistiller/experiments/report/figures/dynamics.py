@@ -1,0 +1,91 @@
+"""Weights, cosines and conflicts over training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..plan import Column, Plan, Row
+from .style import common, draw_band, epoch_axis, integer_ticks, legend, panels, row_styles, styled
+
+# Where the largest weight is more than this many times the smallest, a linear axis hides one.
+_WIDE = 20
+
+WEIGHTS = (("ce", "weight of ce"), ("kd", "weight of kd"))
+COSINES = (
+    ("c_ce", "cos(ce, ref)"),
+    ("c_kd", "cos(kd, ref)"),
+    ("c_12", "cos(ce, kd)"),
+    ("conflict", "share of conflicts"),
+)
+
+
+def weights(plan: Plan, rule: str) -> Figure | None:
+    """For every column the weight of each loss, a line per row whose weights change."""
+    figure = _draw(plan, WEIGHTS)
+    if figure is not None:
+        for axes in figure.axes:
+            _scale(axes)
+    return figure
+
+
+def cosines(plan: Plan, rule: str) -> Figure | None:
+    """For every column the cosines and the conflicts, a line per row that logged them."""
+    return _draw(plan, COSINES)
+
+
+def _draw(plan: Plan, quantities: Sequence[tuple[str, str]]) -> Figure | None:
+    """A block of panels per column, one for each quantity that any run logged."""
+    found = {
+        (row.key, column.key, key): values
+        for row in plan.rows
+        for column in plan.columns
+        for key, _ in quantities
+        if (values := _logged(plan, row, column, key)) is not None
+    }
+    columns = [c for c in plan.columns if any(key[1] == c.key for key in found)]
+    quantities = [q for q in quantities if any(key[2] == q[0] for key in found)]
+    if not found:
+        return None
+    styles = row_styles(plan)
+    with styled():
+        figure, grid = panels([column.label for column in columns], len(quantities))
+        for column, own in zip(columns, grid, strict=True):
+            for axes, (key, label) in zip(own, quantities, strict=True):
+                for row in plan.rows:
+                    values = found.get((row.key, column.key, key))
+                    if values is not None:
+                        epochs = np.arange(1, values.shape[1] + 1)
+                        draw_band(axes, epochs, values, styles[row.key], row.label)
+                if axes.get_subplotspec().is_first_col():
+                    axes.set_ylabel(label)
+                integer_ticks(axes)
+            epoch_axis(own[-1])
+        legend(figure, [axes for own in grid for axes in own])
+    return figure
+
+
+def _logged(plan: Plan, row: Row, column: Column, key: str) -> np.ndarray | None:
+    """[trials, epochs] of a logged quantity; None where no complete run has it."""
+    curves = [run.curve(run.dynamics, key) for run in plan.done(row, column) if run.dynamics]
+    curves = [curve for curve in curves if not np.isnan(curve).all()]
+    return common(curves) if curves else None
+
+
+def _scale(axes: Axes) -> None:
+    """A logarithmic axis where the weights are far apart, linear near zero if some are not
+    positive."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
+    if not lines:
+        return
+    values = np.concatenate(lines)
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if len(sizes) == 0 or sizes.max() <= _WIDE * np.median(sizes):
+        return
+    if (values > 0).all():
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=float(np.median(sizes)))

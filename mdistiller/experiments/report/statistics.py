@@ -1,0 +1,101 @@
+"""Means, deviations, intervals and tests over trials; docs/report.md defines each in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample deviation (divisor n - 1, NaN for n = 1) of n values."""
+
+    mean: float
+    deviation: float
+    n: int
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """None of no values."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0:
+        return None
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return Spread(float(values.mean()), deviation, len(values))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference with its two-sided 95 % t interval.
+
+    Attributes:
+        low, high: bounds; NaN where a pair has one trial only, which shows no scatter.
+        df: degrees of freedom of the t distribution.
+        p: two-sided p value of the t test that the mean is zero; NaN without scatter.
+        n: number of differences.
+    """
+
+    mean: float
+    low: float
+    high: float
+    df: float
+    p: float
+    n: int
+
+
+def mean_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
+    """The mean over groups of each group's mean paired difference, with its interval.
+
+    Groups (pairs of networks) have seeds of their own, so their trials are independent, and each
+    may scatter differently: the variance of the mean over C groups is the sum of s_c^2 / n_c over
+    C^2, with Welch and Satterthwaite's degrees of freedom. Of one group it is the ordinary paired
+    t interval. The groups themselves are taken as given, not as a sample of all groups.
+
+    Args:
+        groups: paired differences, [C][n_c]; empty groups are left out.
+    """
+    groups = [np.asarray(g, dtype=float) for g in groups if len(g)]
+    if not groups:
+        return None
+    n = sum(map(len, groups))
+    mean = float(np.mean([g.mean() for g in groups]))
+    if min(map(len, groups)) < 2:
+        return Interval(mean, math.nan, math.nan, math.nan, math.nan, n)
+    variances = np.array([g.var(ddof=1) / len(g) for g in groups])
+    error = math.sqrt(variances.sum()) / len(groups)
+    # Equal differences may leave rounding noise as their deviation.
+    if error <= 1e-12 * max(np.abs(np.concatenate(groups)).max(), 1e-300):
+        return Interval(mean, mean, mean, math.nan, math.nan, n)
+    shares = variances / variances.sum()
+    df = float(1 / np.sum(shares**2 / [len(g) - 1 for g in groups]))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, df))
+    return Interval(mean, mean - reach, mean + reach, df, p, n)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """How many differences are above, below and equal to zero, and the exact sign test's p."""
+
+    better: int
+    worse: int
+    equal: int
+    p: float
+
+
+def sign_test(differences: Sequence[float]) -> Signs:
+    """Exact two-sided sign test: better or worse is a fair coin, ties are left out.
+
+    p is NaN where nothing but ties is left.
+    """
+    differences = np.asarray(differences, dtype=float)
+    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    n = better + worse
+    p = float(stats.binomtest(better, n, 0.5).pvalue) if n else math.nan
+    return Signs(better, worse, len(differences) - n, p)

@@ -1,0 +1,174 @@
+"""What SECURITY.md promises: no unsafe loading in the source, no connection without being asked."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdistiller.dataset import get_dataset
+from mdistiller.engine.cfg import CFG
+from mdistiller.errors import DataError
+from mdistiller.models import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [p for room in ("mdistiller", "tools", "benchmarks") for p in (ROOT / room).rglob("*.py")]
+
+# Calls that run what is in a file or a text, whatever their arguments are.
+UNSAFE = {
+    *(
+        f"{m}.{f}"
+        for m in ("pickle", "dill", "cloudpickle")
+        for f in ("load", "loads", "Unpickler")
+    ),
+    *("marshal.load", "marshal.loads", "shelve.open", "joblib.load"),
+    *("pandas.read_pickle", "pd.read_pickle", "torch.hub.load"),
+    *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"),
+    *("eval", "exec", "os.system", "os.popen", "__import__"),
+}
+# Safe only with this argument.
+SAFE_WITH = {
+    "torch.load": ("weights_only", True),
+    "get_state_dict": ("weights_only", True),
+    "load_state_dict_from_url": ("weights_only", True),
+}
+# Unsafe with this argument.
+UNSAFE_WITH = {"np.load": "allow_pickle", "numpy.load": "allow_pickle", "subprocess": "shell"}
+
+
+def unsafe_calls(code: str) -> list[str]:
+    """What in ``code`` could run what it reads: "line: call"."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "dill", "marshal"):
+            found.append(f"{node.lineno}: from {node.module}")
+        if not isinstance(node, ast.Call):
+            continue
+        name, arguments = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
+
+        def given(key, arguments=arguments):
+            return arguments[key].value if isinstance(arguments.get(key), ast.Constant) else None
+
+        last = name.rpartition(".")[2]
+        needed = SAFE_WITH.get(name) or SAFE_WITH.get(last)
+        refused = UNSAFE_WITH.get(name) or UNSAFE_WITH.get(name.partition(".")[0])
+        if (
+            name in UNSAFE
+            or (needed and given(needed[0]) is not needed[1])
+            or (refused and refused in arguments and given(refused) is not False)
+        ):
+            found.append(f"{node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_source_runs_what_it_reads(path):
+    assert unsafe_calls(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "pickle.load(f)",
+        "from pickle import loads",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "weights.get_state_dict(progress=True)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "eval(text)",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_unsafe_calls_are_found(code):
+    assert len(unsafe_calls(code)) == 1
+
+
+def test_safe_calls_are_not():
+    code = "torch.load(p, weights_only=True); np.load(p); yaml.safe_load(t); ast.literal_eval(t)"
+    assert unsafe_calls(f"{code}; network.eval(); subprocess.run(['a'])") == []
+
+
+class Malicious:
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.flag),)
+
+
+def test_cifars_pickles_are_not_opened_before_their_checksum(tmp_path):
+    folder, flag = tmp_path / "cifar-100-python", tmp_path / "executed"
+    folder.mkdir()
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(pickle.dumps(Malicious(flag)))
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"")
+    cfg = CFG.clone()
+    cfg.DATASET.ROOT = str(tmp_path)
+    with pytest.raises(DataError, match="wrong MD5 checksum"):
+        get_dataset(cfg)
+    assert not flag.exists()
+
+
+OFFLINE = """
+import importlib, pkgutil, socket, sys
+opened = []
+def hook(event, arguments):
+    if event in ("socket.__new__", "socket.connect", "socket.getaddrinfo", "socket.bind"):
+        opened.append((event, arguments[1:]))
+sys.addaudithook(hook)
+import mdistiller
+for module in pkgutil.walk_packages(mdistiller.__path__, "mdistiller."):
+    importlib.import_module(module.name)
+from mdistiller.engine.command import main
+main(sys.argv[1:])
+assert opened == [], opened
+try:
+    socket.create_connection(("127.0.0.1", 9), timeout=0.1)
+except OSError:
+    pass
+assert {event for event, _ in opened} >= {"socket.connect", "socket.getaddrinfo"}, opened
+print("no socket")
+"""
+
+
+def test_importing_and_training_on_digits_open_no_socket(tmp_path):
+    """With an audit hook, which no library can go round; that it works is tried at the end."""
+    teacher = tmp_path / "teacher"
+    torch.save({"model": build_model("digits", "resnet8", 10).state_dict()}, teacher)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", OFFLINE, "--cfg", "configs/digits/crossbatch_kd.yaml"),
+            *("LOG.PREFIX", str(tmp_path), "SOLVER.EPOCHS", "1", "SOLVER.DEVICE", "cpu"),
+            *("DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_CKPT", str(teacher)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("no socket\n")
+    assert list(tmp_path.glob("digits/*/result.json"))
+
+
+def test_every_dependency_has_a_lower_bound():
+    """``make test-lowest`` installs exactly these."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    packages = [x for x in lines if x and not x.startswith("#")]
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg == "extras_require"]
+    for extra in calls[0].value.values:
+        packages += [n.value for n in ast.walk(extra) if isinstance(n, ast.Constant)]
+    assert len(packages) > 15
+    unbounded = [x for x in packages if not re.fullmatch(r"[\w.-]+(\[[a-z,]+\])?>=[0-9.]+", x)]
+    assert unbounded == []

@@ -1,0 +1,186 @@
+"""tools/reproduce.py as a user runs it, with small trainings on digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdistiller.experiments import Request, make_plan
+from mdistiller.experiments.lock import is_locked
+from mdistiller.models import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = (
+    *("table1", "--dataset", "digits", "--pairs", "res20_res8", "--trials", 1, "--threads", 1),
+    *("--methods", "KD"),
+)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "reproduce.py"), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    process = start(*arguments)
+    stdout, stderr = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A checkpoint of a teacher; untrained, for nothing here depends on what it knows."""
+    path = tmp_path_factory.mktemp("teacher") / "student_latest"
+    torch.manual_seed(0)
+    torch.save({"model": build_model("digits", "resnet20", 10).state_dict()}, path)
+    return path
+
+
+def folders(prefix: Path, table: str = "table1") -> dict[str, Path]:
+    """Of the runs in the plan, by row."""
+    root = prefix / table / "digits"
+    plan = json.loads((root / "plan.json").read_text())
+    return {cell["row"]: root / cell["runs"][0]["folder"] for cell in plan["cells"]}
+
+
+def test_failed_runs_are_reported_kept_and_retried(tmp_path: Path, teacher: Path) -> None:
+    opts = ("DISTILLER.TEACHER_CKPT", str(teacher))
+    arguments = (*TABLE, "--epochs", 1, "--workers", 2, "--prefix", tmp_path, *opts)
+    wanted = Request(
+        *("table1", "digits", ("res20_res8",), ("KD",)),
+        trials=1,
+        epochs=1,
+        prefix=str(tmp_path),
+        opts=opts,
+    )
+    # A file where the folder of the run should be.
+    obstacle = make_plan(wanted).runs[1].job.folder
+    name = obstacle.name
+    obstacle.parent.mkdir(parents=True)
+    obstacle.touch()
+
+    first = run(*arguments)
+    assert first.returncode == 1
+    assert "1 of 2 runs are done" in first.stdout
+    assert f"{name}: FAILED" in first.stdout
+    assert "cannot write into" in first.stdout  # the log's last lines
+    assert first.stderr == (
+        "error: 1 runs failed; see above, and train them again with --retry-failed\n"
+    )
+    found = folders(tmp_path)
+    assert found["kd_crossbatch"].name == name
+    failure = json.loads((obstacle.parent / f"{name}.failed.json").read_text())
+    assert failure["exit_code"] == 1
+    assert "cannot write into" in failure["tail"][-1]
+
+    obstacle.unlink()
+    began = (found["kd"] / "result.json").stat().st_mtime_ns
+    second = run(*arguments)
+    assert second.returncode == 1
+    assert " % after" not in second.stdout  # nothing was trained
+    third = run(*arguments, "--retry-failed", "SOLVER.DEVICE", "cpu")
+    assert third.returncode == 0, third.stderr
+    assert "2 of 2 runs are done" in third.stdout
+    assert not (obstacle.parent / f"{name}.failed.json").exists()
+    assert (found["kd"] / "result.json").stat().st_mtime_ns == began
+
+    results = {row: json.loads((f / "result.json").read_text()) for row, f in found.items()}
+    assert results["kd"]["seed"] == results["kd_crossbatch"]["seed"]
+    assert results["kd_crossbatch"]["trainer"] == "crossbatch"
+    dry = run(*arguments, "--dry-run")
+    assert "(2 done)" in dry.stdout
+    assert "left: 0 s" in dry.stdout
+
+
+def test_ctrl_c_and_kill_leave_runs_that_are_continued(tmp_path: Path, teacher: Path) -> None:
+    arguments = ("table2", *TABLE[1:-1], "original", "--epochs", 2, "--prefix", tmp_path)
+    arguments = (*arguments, "DISTILLER.TEACHER_CKPT", teacher)
+    root = tmp_path / "table2" / "digits"
+
+    process = start(*arguments)
+    wait_for(lambda: list(root.glob("*/latest")), process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert "the same command continues" in stdout
+    assert stderr == "error: interrupted\n"
+    (folder,) = folders(tmp_path, "table2").values()
+    log = folder.with_name(folder.name + ".log")
+    assert not is_locked(folder / ".lock")
+
+    process = start(*arguments)
+    wait_for(lambda: is_locked(folder / ".lock"), process)
+    process.kill()
+    process.communicate()
+    # The training ends with it, so that its folder can be taken over at once.
+    deadline = time.monotonic() + 5
+    while is_locked(folder / ".lock"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    entries = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [e["epoch"] for e in entries] == [1, 2]
+    assert log.read_text().count("process started") == 3
+    assert not list(root.glob("*.1"))  # nothing was started afresh
+
+
+def test_two_calls_at_once_train_every_run_once(tmp_path: Path, teacher: Path) -> None:
+    arguments = (*TABLE, "--epochs", 1, "--prefix", tmp_path)
+    arguments = (*arguments, "DISTILLER.TEACHER_CKPT", teacher)
+    processes = [start(*arguments), start(*arguments)]
+    for process in processes:
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr
+    for folder in folders(tmp_path).values():
+        assert (folder / "result.json").exists()
+        log = folder.with_name(folder.name + ".log").read_text()
+        assert log.count("process started") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tabel1",), "unknown table 'tabel1'; did you mean 'table1'?"),
+        (("table1", "--gpus-per-run", 1), "need --backend ray"),
+    ],
+)
+def test_wrong_command_lines_end_with_one_line(tmp_path, arguments, words) -> None:
+    done = run(*arguments, "--prefix", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,302 @@
+"""Two processes that train together, against one that trains alone."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mdistiller.dataset import ArrayLoader, Recipe
+from mdistiller.distillers import CRD, distiller_dict
+from mdistiller.engine import BaseTrainer, trainer_dict
+from mdistiller.engine.distributed import World, piece_of
+from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
+from mdistiller.models import build_model
+
+from .test_resume import CASES, SHORT, images, stop_after
+from .test_tools import DIGITS, ROOT, environment
+from .toys import CrossBatchToyHint, ToyHint, config, networks
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mdistiller.engine.command", "sklearn.datasets", "tests.test_kill"])
+
+IMAGES = 33  # batches of 8 and one of 1, which leaves the second process without an image
+TOGETHER = {
+    **{name: case for name, case in CASES.items() if case[1] not in ("CRD", "NONE")},
+    "regressor": ("base", "TOY", ()),
+    "cross-batch with a regressor": ("crossbatch", "CROSSBATCH_TOY", ("CROSSBATCH.PERIOD", 2)),
+}
+TOYS = {"TOY": ToyHint, "CROSSBATCH_TOY": CrossBatchToyHint}
+
+
+def build(folder, case: str, *opts) -> BaseTrainer:
+    """A trainer in double precision without BatchNorm, whose processes therefore lose nothing."""
+    trainer, method, own = TOGETHER[case]
+    cfg = config(folder, *SHORT, "SOLVER.TRAINER", trainer, *own, *opts)
+    student, teacher = networks(norm=False, dtype=torch.float64)
+    torch.manual_seed(3)
+    distiller = {**distiller_dict, **TOYS}[method](student, teacher, cfg).double()
+    shared = {"recipe": Recipe((0.5,) * 3, (0.25,) * 3, flip=True), "device": torch.device("cpu")}
+    train = ArrayLoader(images(1, IMAGES, 1), 8, train=True, **shared)
+    val = ArrayLoader(images(2, 13, 0), 4, train=False, **shared)
+    return trainer_dict[trainer]("run", distiller, train, val, cfg)
+
+
+def _process(rank: int, folder: Path, job, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    sys.stdout = open(folder / f"out{rank}.txt", "w", buffering=1)  # noqa: SIM115
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        torch.save(job(folder, *arguments), folder / f"found{rank}")
+    except MdistillerError as error:
+        (folder / f"error{rank}").write_text(f"{error.exit_code} {error}")
+        sys.exit(error.exit_code)
+
+
+def in_two(folder: Path, job, *arguments) -> list[int]:
+    """Run ``job(folder, *arguments)`` in two processes that know each other; their statuses."""
+    folder.mkdir(exist_ok=True)
+    (folder / "meeting").unlink(missing_ok=True)
+    processes = [
+        CONTEXT.Process(target=_process, args=(rank, folder, job, arguments)) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        assert process.exitcode is not None
+    return [process.exitcode for process in processes]
+
+
+def found(folder: Path) -> list:
+    return [torch.load(folder / f"found{rank}", weights_only=True) for rank in (0, 1)]
+
+
+def train_cases(folder, cases, *opts):
+    """Weights after training each of ``cases``."""
+    weights = {}
+    for case in cases:
+        trainer = build(folder / case, case, *opts)
+        trainer.train()
+        weights[case] = trainer.distiller.state_dict()
+    return weights
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def flat(entry: dict) -> dict[str, float]:
+    numbers = {k: v for k, v in entry.items() if not isinstance(v, dict)}
+    for inner in (v for v in entry.values() if isinstance(v, dict)):
+        numbers.update(inner)
+    return {k: v for k, v in numbers.items() if k not in ("seconds", "images_per_second")}
+
+
+def test_two_processes_equal_one(tmp_path):
+    alone = train_cases(tmp_path / "alone", TOGETHER)
+    assert in_two(tmp_path / "two", train_cases, list(TOGETHER)) == [0, 0]
+    first, second = found(tmp_path / "two")
+    for case in TOGETHER:
+        assert [k for k in first[case] if not torch.equal(first[case][k], second[case][k])] == []
+        for key, value in alone[case].items():
+            assert torch.allclose(first[case][key], value, rtol=1e-9, atol=1e-12), (case, key)
+        one, two = (metrics(tmp_path / name / case) for name in ("alone", "two"))
+        for a, b in zip(one, two, strict=True):
+            assert flat(b) == pytest.approx(flat(a), rel=1e-6, abs=1e-9), case
+        folder = tmp_path / "two" / case / "run"
+        result = json.loads((folder / "result.json").read_text())
+        assert result["processes"] == 2
+        assert len(list((folder / "train.events").iterdir())) == 1
+    assert "epoch 3/3" in (tmp_path / "two" / "out0.txt").read_text()
+
+
+def resumed(folder, case):
+    """Stopped by a signal that only one process gets, then continued."""
+    trainer = build(folder, case)
+    if World().rank == 1:
+        stop_after(trainer, 6, signal.SIGTERM)
+    try:
+        trainer.train()
+    except (InterruptedRun, SystemExit) as stop:
+        code = stop.exit_code if isinstance(stop, InterruptedRun) else stop.code
+    else:
+        raise AssertionError("not stopped")
+    state = torch.load(folder / "run" / "latest", weights_only=True)
+    rest = build(folder, case)
+    rest.train(resume=True)
+    return {"code": code, "step": state["step"], "weights": rest.distiller.state_dict()}
+
+
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bits(tmp_path):
+    case = "cross-batch, period"
+    assert in_two(tmp_path / "two", train_cases, [case]) == [0, 0]
+    assert in_two(tmp_path / "part", resumed, case) == [0, 0]
+    for whole, part in zip(found(tmp_path / "two"), found(tmp_path / "part"), strict=True):
+        assert part["code"] == 143
+        assert part["step"] == 5  # agreed on after the epoch's last step
+        assert all(torch.equal(part["weights"][k], v) for k, v in whole[case].items())
+    one, two = metrics(tmp_path / "two" / case), metrics(tmp_path / "part")
+    assert list(map(flat, one)) == list(map(flat, two))
+
+
+def explode_in_one(folder):
+    trainer = build(folder, "DOT")
+    plain = trainer.backward
+
+    def backward(batch, epoch):
+        result = plain(batch, epoch)
+        if World().rank == 1:
+            result.losses["loss_kd"] = result.losses["loss_kd"] * float("nan")
+        return result
+
+    trainer.backward = backward
+    trainer.train()
+
+
+def stop_without_a_word(folder):
+    trainer = build(folder, "DOT")
+    plain, steps = trainer.train_iter, []
+
+    def train_iter(batch, epoch):
+        steps.append(epoch)
+        if World().rank == 1 and len(steps) == 3:
+            os._exit(9)
+        return plain(batch, epoch)
+
+    trainer.train_iter = train_iter
+    trainer.train()
+
+
+def test_if_one_process_fails_none_waits_for_ever(tmp_path):
+    assert in_two(tmp_path / "nan", explode_in_one) == [1, 1]
+    assert not (tmp_path / "nan" / "error0").exists()
+    assert "loss_kd" in (tmp_path / "nan" / "error1").read_text()
+    assert in_two(tmp_path / "dead", stop_without_a_word) == [1, 9]
+    assert "another process of this training stopped" in (tmp_path / "dead/error0").read_text()
+
+
+def test_what_cannot_be_split_is_refused(tmp_path, monkeypatch):
+    class Two(World):
+        size, rank = 2, 0
+
+        def __init__(self):
+            pass
+
+    trainer = build(tmp_path, "DOT")
+    trainer.world = Two()
+    assert len(piece_of(trainer.train_loader, trainer)) == len(trainer.train_loader)
+    with pytest.raises(ConfigError, match="list does not work in several processes"):
+        piece_of([], trainer)
+    monkeypatch.setitem(trainer.cfg.SOLVER, "BATCH_SIZE", 1)
+    with pytest.raises(ConfigError, match="BATCH_SIZE 1 is the batch of all 2 processes"):
+        piece_of(trainer.train_loader, trainer)
+
+    class Own(BaseTrainer):
+        def backward(self, batch, epoch):
+            return super().backward(batch, epoch)
+
+    trainer = build(tmp_path, "AdamW")
+    other = Own("run", trainer.distiller, trainer.train_loader, trainer.val_loader, trainer.cfg)
+    other.world = Two()
+    with pytest.raises(ConfigError, match="Own does not work"):
+        piece_of(trainer.train_loader, other)
+    assert not CRD.data_parallel
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 5])
+def test_pieces_make_up_the_batch(pieces):
+    shared = {"recipe": Recipe((0.5,) * 3, (0.25,) * 3, flip=True), "device": torch.device("cpu")}
+    loader = ArrayLoader(images(1, IMAGES, 1), 8, train=True, **shared)
+    parts = [list(loader.piece(rank, pieces)) for rank in range(pieces)]
+    for number, whole in enumerate(loader):
+        counts = [loader.piece(rank, pieces).count(number) for rank in range(pieces)]
+        assert sum(counts) == loader.whole(number) == len(whole[0])
+        assert max(counts) - min(counts) <= 1
+        for i in range(3):
+            kept = [parts[r][number][i][: counts[r]] for r in range(pieces)]
+            assert torch.equal(torch.cat(kept), whole[i])
+        assert all(len(parts[r][number][0]) >= 1 for r in range(pieces))
+
+
+def test_which_losses_relate_the_samples_of_a_batch():
+    """All others are means over samples, so that pieces make up the whole (docs/trust.md)."""
+    image, target = torch.randn(8, 3, 32, 32).double(), torch.randint(10, (8,))
+    relating = set()
+    for method, cls in distiller_dict.items():
+        if method.startswith("CROSSBATCH_") or not cls.data_parallel or method == "NONE":
+            continue
+        cfg = config("")
+        student, teacher = (build_model("digits", name, 10) for name in ("resnet8", "resnet14"))
+        distiller = cls(student, teacher.eval(), cfg).double().train()
+        for module in distiller.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        whole, *halves = (
+            distiller.forward_train(image[part], target[part], epoch=30)[1]["loss_kd"].detach()
+            for part in (slice(0, 8), slice(0, 4), slice(4, 8))
+        )
+        if not torch.allclose(sum(halves) / 2, whole, rtol=1e-9):
+            relating.add(method)
+    assert relating == {"RKD", "PKT", "SP"}
+
+
+def torchrun(*arguments) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *(str(ROOT / "tools" / "train.py"), *map(str, arguments)),
+    ]
+
+
+def test_the_real_command_line_under_torchrun(tmp_path):
+    torch.manual_seed(5)
+    torch.save(build_model("digits", "resnet14", 10).state_dict(), tmp_path / "teacher")
+    arguments = (
+        *("--cfg", f"{DIGITS}/crossbatch_kd.yaml", "LOG.PREFIX", tmp_path, "--resume"),
+        *("EXPERIMENT.NAME", "x", "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]"),
+        *("DISTILLER.TEACHER", "resnet14", "DISTILLER.TEACHER_CKPT", tmp_path / "teacher"),
+        *("SOLVER.DEVICE", "cpu", "CROSSBATCH.PERIOD", 4),
+    )
+    folder = tmp_path / "digits" / "x"
+    process = subprocess.Popen(
+        torchrun(*arguments, "LOG.SAVE_EVERY_STEPS", 5),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "latest").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert stderr.count("error: terminated in epoch") == 1
+    assert torch.load(folder / "latest", weights_only=True)["step"] > 0
+    done = subprocess.run(
+        torchrun(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in ("epoch 1/1", "top-1 of the last epoch", "teacher resnet14"):
+        assert done.stdout.count(line) == 1
+    assert json.loads((folder / "result.json").read_text())["processes"] == 2
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+    assert {p.name for p in tmp_path.glob("digits/*")} == {"x"}
+    last = torch.load(folder / "student_latest", weights_only=True)["model"]
+    assert all(torch.isfinite(v).all() for v in last.values())

@@ -1,0 +1,123 @@
+"""Train the runs behind a table or figure of the paper.
+
+Runs that are done are not repeated, interrupted ones are continued, failed ones are reported
+and left alone unless --retry-failed is given. Calls at the same time, on one machine or on
+several that share the folder, take different runs. tools/report.py prints the results.
+
+examples:
+  python tools/reproduce.py table1 --dry-run
+  python tools/reproduce.py table1 --pairs res56_res20 vgg13_vgg8 --methods KD RKD
+  python tools/reproduce.py table1 --dataset digits --trials 3 --workers 2
+  python tools/reproduce.py table2 --epochs 60 SOLVER.DEVICE cuda
+  python tools/reproduce.py table1 --backend ray --address auto --gpus-per-run 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mdistiller.cli import exit_on_error  # noqa: E402
+from mdistiller.errors import ConfigError  # noqa: E402
+from mdistiller.experiments import (  # noqa: E402
+    TABLES,
+    LocalBackend,
+    RayBackend,
+    Request,
+    datasets,
+    describe,
+    local_slots,
+    reproduce,
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, checked as far as argparse can."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", help=", ".join(TABLES))
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="PAIR", help="e.g. res56_res20")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="METHOD", help="methods or rows, e.g. KD mgda"
+    )
+    parser.add_argument("--trials", type=int, metavar="N", help="per cell (default 5)")
+    parser.add_argument(
+        "--dataset", default="cifar100", metavar="NAME", help=f"{', '.join(datasets())}"
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="of the students; decay stages in proportion"
+    )
+    parser.add_argument("--teacher-epochs", type=int, metavar="N", help="the same for teachers")
+    parser.add_argument(
+        "--train-teachers", action="store_true", help="train teachers whose checkpoint is missing"
+    )
+    parser.add_argument("--prefix", default="./output", metavar="DIR", help="(default ./output)")
+    parser.add_argument("--dry-run", action="store_true", help="print plan, time and disk only")
+    parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
+    _add_machine(parser.add_argument_group("where it runs"))
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for all students")
+    return parser.parse_intermixed_args()
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="runs at a time (default: CUDA devices, or 1)"
+    )
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="of a run (default: the machine's divided)"
+    )
+    group.add_argument("--backend", choices=("local", "ray"), default="local")
+    group.add_argument("--address", help="of a Ray cluster, e.g. auto (default: this machine)")
+    group.add_argument(
+        "--gpus-per-run", type=float, metavar="F", help="with --backend ray (default 1 if any)"
+    )
+
+
+@exit_on_error
+def main() -> None:
+    args = parse_arguments()
+    _check(args)
+    request = Request(
+        args.table,
+        args.dataset,
+        tuple(args.pairs),
+        tuple(args.methods),
+        args.trials,
+        args.epochs,
+        args.teacher_epochs,
+        args.prefix,
+        tuple(args.opts),
+        args.train_teachers,
+    )
+    overrides = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
+    slots = local_slots(args.workers, overrides.get("SOLVER.DEVICE", "auto"), args.threads)
+    if args.epochs:
+        print(f"--epochs {args.epochs}: SOLVER.LR_DECAY_STAGES are scaled in proportion")
+    if args.dry_run:
+        print(describe(request, len(slots), int(slots[0]["OMP_NUM_THREADS"])))
+    elif args.backend == "ray":
+        reproduce(
+            request,
+            lambda: RayBackend(args.address, args.workers, args.gpus_per_run, args.threads),
+            retry_failed=args.retry_failed,
+        )
+    else:
+        reproduce(request, lambda: LocalBackend(slots), retry_failed=args.retry_failed)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("workers", "threads"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be 1 or greater, not {getattr(args, name)}")
+    if args.gpus_per_run is not None and args.gpus_per_run < 0:
+        raise ConfigError(f"--gpus-per-run must be 0 or greater, not {args.gpus_per_run}")
+    if args.backend != "ray" and (args.address or args.gpus_per_run is not None):
+        raise ConfigError("--address and --gpus-per-run need --backend ray")
+
+
+if __name__ == "__main__":
+    main()
