@@ -36,6 +36,11 @@ CASES = {
         "CROSSBATCH_KD",
         ("CROSSBATCH.REFERENCE", "previous", "CROSSBATCH.PERIOD", 2),
     ),
+    "PCGrad": ("multitask", "KD", ("MULTITASK.METHOD", "PCGrad")),
+    "GradNorm": ("gradnorm", "KD", ()),
+    "uncertainty": ("uncertainty", "KD", ()),
+    "gradient cosine": ("gradient_cosine", "KD", ()),
+    "distill-decay": ("distill_decay", "KD", ()),
 }
 
 

@@ -18,7 +18,7 @@ from mdistiller.weighting import (
 )
 
 from .gradients import GradientRows
-from .pair import PairTrainer, stacked
+from .pair import PairTrainer, loss_values
 from .trainer import BaseTrainer, StepResult
 
 
@@ -70,6 +70,7 @@ class WeightedSumTrainer(BaseTrainer):
     """
 
     needs_distillation_loss = True
+    data_parallel = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,9 +83,13 @@ class WeightedSumTrainer(BaseTrainer):
 
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
         logits, losses = self.distiller(**batch, epoch=epoch)
-        supervised, distillation = self.distiller.split_losses(losses)
-        weights = self.weights(stacked(supervised, distillation), epoch)
+        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
+        weights = self.weights(loss_values(self.world, supervised, distillation), epoch)
         self._gradients.backward_weighted((supervised, distillation), weights.unbind())
+        if self.world.size > 1:
+            # Not those of the weights, which every process has computed from the whole batch.
+            networks = (*self._gradients.theta, *self._gradients.extra)
+            self.world.sum_([p.grad for p in networks if p.grad is not None])
         return StepResult(
             logits,
             losses,
