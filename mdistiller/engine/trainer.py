@@ -27,6 +27,7 @@ from .checkpoint import (
 from .finite import FiniteWatch
 from .folder import open_folder
 from .optim import build_optimizer
+from .precision import prepare
 from .progress import Progress
 from .records import RunRecord, read_metrics
 from .result import run_result
@@ -88,6 +89,7 @@ class BaseTrainer:
         self.cfg = cfg
         self.device = resolve_device(cfg.SOLVER.DEVICE)
         self.distiller = distiller.to(self.device)
+        self._image_layout = prepare(self.distiller, cfg, self.device)
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.optimizer = self.init_optimizer(cfg)
@@ -126,7 +128,7 @@ class BaseTrainer:
     def to_device(self, data: tuple[Tensor, ...]) -> dict[str, Tensor]:
         moved = [x.to(self.device, non_blocking=True) for x in data]
         batch = dict(zip(BATCH_KEYS, moved, strict=False))
-        batch["image"] = batch["image"].to(self._image_dtype)
+        batch["image"] = batch["image"].to(self._image_dtype, memory_format=self._image_layout)
         return batch
 
     @property
