@@ -91,6 +91,18 @@ def clock(device: torch.device, cpu_time: bool = False) -> Callable[[], float]:
     return now
 
 
+def peak_resident() -> float:
+    """MiB, the most that this process has had in memory so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage, whose figure a child inherits from its parent.
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile."""
     if len(values) < 2:
@@ -112,9 +124,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def describe(facts: dict[str, Any]) -> str:
     """One line of :func:`machine`."""
     commit = (facts["commit"] or "unknown")[:12]
-    return (
-        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, commit {commit}"
-    )
+    return f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, commit {commit}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:

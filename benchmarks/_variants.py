@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import _common as common
@@ -17,6 +17,9 @@ from mdistiller.engine.utils import DeviceMeter, accuracy
 
 # Batches of the toy data; more than one epoch is never timed, so their number does not matter.
 BATCHES = 20
+
+# mdistiller's step in a process without this project's allocator settings.
+OWN_PROCESS = "upstream, own process"
 
 
 class UpstreamStep:
@@ -121,32 +124,33 @@ class Variant:
     cycle: int = 1
 
 
-def _ours() -> Iterator[tuple[str, Variant]]:
-    ways = {
-        "vanilla": Variant(3),
-        "crossbatch": Variant(8, crossbatch=True),
-        "previous": Variant(5, crossbatch=True, opts=("CROSSBATCH.REFERENCE", "previous")),
-        "period 10": Variant(
-            3.5, crossbatch=True, opts=("CROSSBATCH.PERIOD", 10), cycle=10
-        ),
-    }  # fmt: skip
-    for suffix, amp in (("", ()), (" bf16", ("SOLVER.AMP", "bf16"))):
-        for name, way in ways.items():
-            yield (
-                name + suffix,
-                Variant(
-                    way.cost,
-                    f"vanilla{suffix}",
-                    way.crossbatch,
-                    (*way.opts, *amp),
-                    cycle=way.cycle,
-                ),
-            )
+_WAYS = {
+    "vanilla": Variant(3),
+    "crossbatch": Variant(8, crossbatch=True),
+    "previous": Variant(5, crossbatch=True, opts=("CROSSBATCH.REFERENCE", "previous")),
+    "period 10": Variant(3.5, crossbatch=True, opts=("CROSSBATCH.PERIOD", 10), cycle=10),
+}
+_BF16 = ("SOLVER.AMP", "bf16")
+_COMPILE = ("SOLVER.COMPILE", True)
+
+
+def _with(suffix: str, *opts: Any, ways: tuple[str, ...] = tuple(_WAYS)) -> dict[str, Variant]:
+    """Some of the ways with ``opts`` on."""
+    return {
+        f"{name} {suffix}": replace(
+            _WAYS[name], vanilla=f"vanilla {suffix}", opts=(*_WAYS[name].opts, *opts)
+        )
+        for name in ways
+    }
 
 
 VARIANTS: dict[str, Variant] = {
     "upstream": Variant(3),
-    **dict(_ours()),
+    OWN_PROCESS: Variant(3),
+    **_WAYS,
+    **_with("compiled", *_COMPILE, ways=("vanilla", "crossbatch")),
+    **_with("bf16", *_BF16),
+    **_with("bf16 compiled", *_BF16, *_COMPILE, ways=("vanilla", "crossbatch")),
     "torchjd MGDA": Variant(5, trainer=_torchjd("MGDA")),
     "torchjd CAGrad": Variant(5, trainer=_torchjd("CAGrad", c=0.5)),
 }
@@ -163,7 +167,7 @@ def build(
     cfg = common.config(args.pair, distiller, args.device, *opts)
     images = common.random_images(BATCHES * args.batch_size)
     data = common.loader(images, args.batch_size, device)
-    if name == "upstream":
+    if name in ("upstream", OWN_PROCESS):
         return UpstreamStep(cfg, data, device)
     cls = variant.trainer() if variant.trainer else None
     return TrainerStep(common.trainer(cfg, data, cls))

@@ -4,7 +4,9 @@ Everything runs in one process, taking turns, so that a slower moment of the mac
 a ratio is taken within each round. "upstream" is a vanilla step as mdistiller takes it: PyTorch's
 memory layout, single precision, a plain teacher, metrics read every step. A cross-batch step is
 also split into its parts, the solver is timed alone, and each variant's peak memory is measured
-in a process of its own. --markdown prints what docs/performance.md shows.
+in a process of its own. "upstream, own process" takes its turns in a second process, which has
+glibc's allocator as mdistiller finds it; all others have this project's settings.
+--markdown prints what docs/performance.md shows.
 
 example:
   python benchmarks/step.py --pair resnet56 resnet20 --methods KD AT --json step.json
@@ -23,7 +25,7 @@ from typing import Any
 import _common as common
 import torch
 from _phases import PHASES, phase_times
-from _variants import VARIANTS, build
+from _variants import OWN_PROCESS, VARIANTS, build
 
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
@@ -33,11 +35,11 @@ from mdistiller.weighting import CrossBatchWeighting
 
 def measure(args: argparse.Namespace, device: torch.device, method: str) -> dict[str, list[float]]:
     """Milliseconds per step of every variant, one figure a round, after one round of warm-up."""
-    now = common.clock(device, args.cpu_time)
-    steppers = {}
+    steppers: dict[str, Here | Served] = {}
     for name in args.variants:
         try:
-            steppers[name] = build(name, method, args, device)
+            make = Served if name == OWN_PROCESS else Here
+            steppers[name] = make(name, method, args, device)
         except ImportError as error:
             print(f"{name}: left out ({' '.join(str(error).split())[:90]})", file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in steppers}
@@ -47,12 +49,69 @@ def measure(args: argparse.Namespace, device: torch.device, method: str) -> dict
         for name in names[number % len(names) :] + names[: number % len(names)]:
             # A multiple of PERIOD, so that every round has its share of solved steps.
             steps = max(args.steps, VARIANTS[name].cycle)
-            began = now()
-            for _ in range(steps):
-                steppers[name]()
+            seconds = steppers[name].seconds(steps)
             if number:
-                times[name].append((now() - began) * 1e3 / steps)
+                times[name].append(seconds * 1e3 / steps)
+    for stepper in steppers.values():
+        stepper.close()
     return times
+
+
+class Here:
+    """Takes steps in this process."""
+
+    def __init__(
+        self, name: str, method: str, args: argparse.Namespace, device: torch.device
+    ) -> None:
+        self.step = build(name, method, args, device)
+        self.now = common.clock(device, args.cpu_time)
+
+    def seconds(self, steps: int) -> float:
+        """What ``steps`` steps take."""
+        began = self.now()
+        for _ in range(steps):
+            self.step()
+        return self.now() - began
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Served:
+    """Takes steps in a process of its own, which waits while it is not its turn."""
+
+    def __init__(
+        self, name: str, method: str, args: argparse.Namespace, device: torch.device
+    ) -> None:
+        self.process = subprocess.Popen(
+            [*child(args, method), "--serve", name, *["--cpu-time"] * args.cpu_time],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def seconds(self, steps: int) -> float:
+        """What ``steps`` steps take."""
+        print(steps, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def child(args: argparse.Namespace, method: str) -> list[str]:
+    """The command of this script for one method."""
+    command = [sys.executable, __file__, "--methods", method, "--pair", *args.pair]
+    command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
+    return [*command, "--device", args.device]
+
+
+def serve(args: argparse.Namespace, device: torch.device) -> None:
+    """Read numbers of steps, take so many, and print the seconds."""
+    stepper = Here(args.serve, args.methods[0], args, device)
+    for line in sys.stdin:
+        print(stepper.seconds(int(line)), flush=True)
 
 
 def summary(times: dict[str, list[float]], pair: list[str]) -> list[dict[str, Any]]:
@@ -97,9 +156,7 @@ def solvers(repeats: int = 300) -> dict[str, float]:
 def peak_memory(args: argparse.Namespace, method: str) -> Iterator[tuple[str, float]]:
     """MiB that each variant adds to a process that has done nothing but import."""
     for name in args.variants:
-        command = [sys.executable, __file__, "--memory-of", name, "--methods", method]
-        command += ["--pair", *args.pair, "--batch-size", str(args.batch_size)]
-        command += ["--threads", str(args.threads), "--device", args.device]
+        command = [*child(args, method), "--memory-of", name]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             yield name, float(done.stdout)
@@ -107,18 +164,13 @@ def peak_memory(args: argparse.Namespace, method: str) -> Iterator[tuple[str, fl
 
 def own_peak(args: argparse.Namespace, device: torch.device) -> float:
     """MiB of the one variant ``args.memory_of`` over some steps, in this process."""
-    import resource
-
-    def resident() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-    before = resident()
+    before = common.peak_resident()
     step = build(args.memory_of, args.methods[0], args, device)
     for _ in range(4):
         step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resident() - before
+    return common.peak_resident() - before
 
 
 def report(result: dict[str, Any], markdown: bool) -> str:
@@ -133,6 +185,7 @@ def report(result: dict[str, Any], markdown: bool) -> str:
     header = ("variant", "ms a step", "/ upstream", "/ own vanilla", "by MACs", "peak MiB")
     parts = [common.describe(result["machine"])]
     for method, found in result["methods"].items():
+        memory = found["memory"]
         rows = [
             (
                 row["variant"],
@@ -140,7 +193,9 @@ def report(result: dict[str, Any], markdown: bool) -> str:
                 spread(row.get("to_upstream"), 3),
                 spread(row.get("to_vanilla"), 3),
                 f"{row['by_macs']:.3f}",
-                f"{found['memory'][row['variant']]:.0f}" if row["variant"] in found["memory"] else "-",
+                f"{found['memory'][row['variant']]:.0f}"
+                if row["variant"] in found["memory"]
+                else "-",
             )
             for row in found["variants"]
         ]
@@ -178,6 +233,7 @@ def parse() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE")
     add("--markdown", action="store_true")
     add("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    add("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -185,9 +241,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure and print."""
     args = parse()
-    keep_freed_memory()
+    if OWN_PROCESS not in (args.serve, args.memory_of):
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
+    if args.serve:
+        serve(args, device)
+        return
     if args.memory_of:
         print(own_peak(args, device))
         return
@@ -205,7 +265,7 @@ def main() -> None:
             "variants": summary(times, args.pair),
             "phases": {
                 name: phase_times(build(name, method, args, device), device, args)
-                for name in ("crossbatch", "crossbatch bf16")
+                for name in ("crossbatch", "crossbatch bf16 compiled")
                 if name in args.variants
             },
             "memory": {} if args.no_memory else dict(peak_memory(args, method)),

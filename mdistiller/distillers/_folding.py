@@ -79,13 +79,18 @@ def _is_fixed(module: nn.Module) -> bool:
     return type(module) is nn.BatchNorm2d and not module.training and module.affine
 
 
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` in eval mode, without gradients."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
 def fold_batchnorm(network: nn.Module, image: Tensor) -> nn.Module:
     """A copy of ``network``, in eval mode, that computes the same logits and features faster.
 
     A BatchNorm that cannot be merged (see :func:`foldable_pairs`) stays as it is. The weights
     are merged in double precision where the device has it.
     """
-    folded = copy.deepcopy(network).eval().requires_grad_(False)
+    folded = frozen_copy(network)
     for conv_name, bn_name in foldable_pairs(folded, image):
         conv, bn = folded.get_submodule(conv_name), folded.get_submodule(bn_name)
         dtype = conv.weight.dtype

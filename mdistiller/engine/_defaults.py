@@ -51,6 +51,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.SOLVER.AMP = "off"  # added; or "bf16"
     cfg.SOLVER.CHANNELS_LAST = True  # added
     cfg.SOLVER.FOLD_TEACHER = True  # added
+    cfg.SOLVER.COMPILE = False  # added
 
     cfg.LOG = node()
     cfg.LOG.TENSORBOARD_FREQ = 500

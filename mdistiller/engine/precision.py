@@ -7,7 +7,7 @@ whatever the networks do; validation and every saved weight are single precision
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from mdistiller.distillers import Distiller
-from mdistiller.distillers._folding import fold_batchnorm
+from mdistiller.distillers._folding import fold_batchnorm, frozen_copy
 from mdistiller.errors import ConfigError
 
 AMP_MODES = ("off", "bf16")
@@ -56,9 +56,10 @@ def prepare(distiller: Distiller, cfg: Any, device: torch.device) -> torch.memor
     amp = cfg.SOLVER.AMP == "bf16"
     if amp:
         _Bf16(device.type).attach(distiller.student)
-    if distiller.teacher is not None and (amp or cfg.SOLVER.FOLD_TEACHER):
+    solver = cfg.SOLVER
+    if distiller.teacher is not None and (amp or solver.FOLD_TEACHER or solver.COMPILE):
         distiller.run_teacher = FrozenTeacher(
-            distiller.teacher, fold=cfg.SOLVER.FOLD_TEACHER, bf16=amp
+            distiller.teacher, fold=solver.FOLD_TEACHER, bf16=amp, compiled=solver.COMPILE
         )
     return layout
 
@@ -112,7 +113,7 @@ class _Bf16:
 
 
 class FrozenTeacher:
-    """Calls a teacher as it is called in training: BatchNorms merged, in bf16, or both.
+    """Calls a teacher as it is called in training: BatchNorms merged, in bf16, compiled.
 
     Not a module, so that neither a state dict nor an optimizer sees the merged copy. In train
     mode (OFD's option) the teacher itself is run, since its BatchNorms then use batch statistics.
@@ -121,28 +122,46 @@ class FrozenTeacher:
         teacher: on its device and in its memory format; may be loaded or moved later on.
         fold: merge BatchNorm layers into convolutions.
         bf16: run under autocast; logits and features are float.
+        compiled: compile the copy for the shape of the first batch; a batch of another shape
+            (the last one of an epoch) runs through the copy as it is.
     """
 
-    def __init__(self, teacher: nn.Module, *, fold: bool, bf16: bool) -> None:
+    def __init__(
+        self, teacher: nn.Module, *, fold: bool, bf16: bool, compiled: bool = False
+    ) -> None:
         self.teacher = teacher
         self.fold = fold
         self.bf16 = bf16
-        self._folded: nn.Module | None = None
+        self.compiled = compiled
+        self._copy: nn.Module | None = None
+        self._compiled_copy: Callable[[Tensor], Any] | None = None
+        self._compiled_shape: torch.Size | None = None
         self._made_from: list[tuple[int, int]] = []
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
         """(logits [B, C], features) of ``image`` [B, 3, H, W]; no gradient is recorded."""
-        merged = self.fold and not self.teacher.training
-        network = self._up_to_date(image) if merged else self.teacher
+        network = self.teacher
+        if (self.fold or self.compiled) and not self.teacher.training:
+            self._bring_up_to_date(image)
+            matches = self.compiled and image.shape == self._compiled_shape
+            network = self._compiled_copy if matches else self._copy
         with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             output = network(image)
         return _as_float(output) if self.bf16 else output
 
-    def _up_to_date(self, image: Tensor) -> nn.Module:
-        """The merged copy, made anew after the teacher's weights were loaded or moved."""
+    def _bring_up_to_date(self, image: Tensor) -> None:
+        """Make the copy anew after the teacher's weights were loaded or moved."""
         tensors = [*self.teacher.parameters(), *self.teacher.buffers()]
         now = [(t.data_ptr(), t._version) for t in tensors]
-        if self._folded is None or now != self._made_from:
-            self._folded = fold_batchnorm(self.teacher, image[:1])
-            self._made_from = now
-        return self._folded
+        if self._copy is not None and now == self._made_from:
+            return
+        self._made_from = now
+        self._copy = (
+            fold_batchnorm(self.teacher, image[:1]) if self.fold else frozen_copy(self.teacher)
+        )
+        if self.compiled:
+            # Its weights as constants, which lets the compiler lay them out for its kernels.
+            self._compiled_copy = torch.compile(
+                self._copy, dynamic=False, options={"freezing": True}
+            )
+            self._compiled_shape = image.shape

@@ -16,6 +16,7 @@ from mdistiller.seeding import derive_seed, seed_everything
 from . import trainer_dict
 from .cfg import CFG, experiment_name, show_cfg
 from .check import check_config
+from .memory import keep_freed_memory
 from .trainer import BaseTrainer
 from .utils import say, validate
 
@@ -82,6 +83,7 @@ def run_training(
     cfg: Any, opts: list[str] | tuple[str, ...] = (), resume: bool = False
 ) -> dict[str, Any]:
     """Train as ``cfg`` says; returns the contents of ``result.json``."""
+    keep_freed_memory()
     show_cfg(cfg)
     trainer = build_trainer(cfg, opts)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
