@@ -63,10 +63,15 @@ def networks(cfg: Any) -> Distiller:
     return assemble_distiller(cfg, student, teacher, num_data=1)
 
 
-def trainer(cfg: Any, data: ArrayLoader, cls: type[BaseTrainer] | None = None) -> BaseTrainer:
+def trainer(
+    cfg: Any,
+    data: ArrayLoader,
+    cls: type[BaseTrainer] | None = None,
+    val: ArrayLoader | None = None,
+) -> BaseTrainer:
     """The trainer of ``cfg`` (or ``cls``) over ``data``, in train mode."""
     cls = cls or trainer_dict[cfg.SOLVER.TRAINER]
-    made = cls("benchmark", networks(cfg), data, data, cfg)
+    made = cls("benchmark", networks(cfg), data, data if val is None else val, cfg)
     made.distiller.train()
     return made
 

@@ -130,8 +130,8 @@ _WAYS = {
     "previous": Variant(5, crossbatch=True, opts=("CROSSBATCH.REFERENCE", "previous")),
     "period 10": Variant(3.5, crossbatch=True, opts=("CROSSBATCH.PERIOD", 10), cycle=10),
 }
-_BF16 = ("SOLVER.AMP", "bf16")
-_COMPILE = ("SOLVER.COMPILE", True)
+BF16 = ("SOLVER.AMP", "bf16")
+COMPILE = ("SOLVER.COMPILE", True)
 
 
 def _with(suffix: str, *opts: Any, ways: tuple[str, ...] = tuple(_WAYS)) -> dict[str, Variant]:
@@ -148,9 +148,9 @@ VARIANTS: dict[str, Variant] = {
     "upstream": Variant(3),
     OWN_PROCESS: Variant(3),
     **_WAYS,
-    **_with("compiled", *_COMPILE, ways=("vanilla", "crossbatch")),
-    **_with("bf16", *_BF16),
-    **_with("bf16 compiled", *_BF16, *_COMPILE, ways=("vanilla", "crossbatch")),
+    **_with("compiled", *COMPILE, ways=("vanilla", "crossbatch")),
+    **_with("bf16", *BF16),
+    **_with("bf16 compiled", *BF16, *COMPILE, ways=("vanilla", "crossbatch")),
     "torchjd MGDA": Variant(5, trainer=_torchjd("MGDA")),
     "torchjd CAGrad": Variant(5, trainer=_torchjd("CAGrad", c=0.5)),
 }

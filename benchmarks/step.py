@@ -193,9 +193,7 @@ def report(result: dict[str, Any], markdown: bool) -> str:
                 spread(row.get("to_upstream"), 3),
                 spread(row.get("to_vanilla"), 3),
                 f"{row['by_macs']:.3f}",
-                f"{found['memory'][row['variant']]:.0f}"
-                if row["variant"] in found["memory"]
-                else "-",
+                f"{memory[row['variant']]:.0f}" if row["variant"] in memory else "-",
             )
             for row in found["variants"]
         ]
