@@ -17,7 +17,7 @@ from mdistiller.dataset._array import ArrayLoader, ImageArray  # noqa: E402
 from mdistiller.dataset.cifar100 import RECIPE  # noqa: E402
 from mdistiller.distillers import Distiller  # noqa: E402
 from mdistiller.engine import BaseTrainer, trainer_dict  # noqa: E402
-from mdistiller.engine.cfg import CFG  # noqa: E402
+from mdistiller.engine.cfg import CFG, load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.listing import count_macs  # noqa: E402
 from mdistiller.engine.result import device_name, source_commit  # noqa: E402
@@ -83,6 +83,20 @@ def teacher_cost(pair: Sequence[str]) -> float:
         with torch.device("meta"):
             macs.append(count_macs(build_model("cifar100", name, CLASSES).eval(), SIZE))
     return macs[0] / macs[1]
+
+
+def cost_table(markdown: bool = False) -> str:
+    """Steps by multiply-accumulates for the CIFAR-100 pairs of configs/cifar100/crossbatch."""
+    folder = Path(__file__).resolve().parents[1] / "configs" / "cifar100" / "crossbatch"
+    rows = []
+    for file in sorted(folder.glob("kd_*.yaml")):
+        node = load_cfg(file).DISTILLER
+        pair = (node.TEACHER, node.STUDENT)
+        t = teacher_cost(pair)
+        ratios = ((t + passes) / (t + 3) for passes in (8, 5, 3.5))
+        rows.append((" to ".join(pair), f"{t:.2f}", *(f"{r:.2f}" for r in ratios)))
+    header = ("pair", "T", "(T + 8) / (T + 3)", "(T + 5) / (T + 3)", "(T + 3.5) / (T + 3)")
+    return table(header, rows, markdown)
 
 
 def clock(device: torch.device, cpu_time: bool = False) -> Callable[[], float]:

@@ -230,6 +230,7 @@ def parse() -> argparse.Namespace:
     add("--no-memory", action="store_true", help="leave out the peak memory")
     add("--json", type=Path, metavar="FILE")
     add("--markdown", action="store_true")
+    add("--cost-table", action="store_true", help="print the cost model of all pairs, no timing")
     add("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     add("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -239,6 +240,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure and print."""
     args = parse()
+    if args.cost_table:
+        print(common.cost_table(args.markdown))
+        return
     if OWN_PROCESS not in (args.serve, args.memory_of):
         keep_freed_memory()
     torch.set_num_threads(args.threads)

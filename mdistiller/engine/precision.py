@@ -7,6 +7,8 @@ whatever the networks do; validation and every saved weight are single precision
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +33,19 @@ def check_amp(mode: str, device: torch.device) -> None:
         raise ConfigError(f"SOLVER.AMP must be one of {', '.join(AMP_MODES)}, not {mode!r}")
     if mode == "bf16" and not _has_bf16(device):
         raise ConfigError(f"SOLVER.AMP bf16 is not supported by this {device.type} device; use off")
+
+
+def check_compile(wanted: bool, device: torch.device) -> None:
+    """Refuse ``SOLVER.COMPILE`` on a CPU without a C++ compiler.
+
+    Raises:
+        ConfigError: one line that begins with the key.
+    """
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if wanted and device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ConfigError(
+            "SOLVER.COMPILE needs a C++ compiler (g++ or clang++) on a CPU; use False"
+        )
 
 
 def _has_bf16(device: torch.device) -> bool:
