@@ -28,6 +28,7 @@ from mdistiller.distillers import CRD  # noqa: E402
 from mdistiller.engine import BaseTrainer, trainer_dict  # noqa: E402
 from mdistiller.engine.cfg import load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
+from mdistiller.engine.memory import keep_freed_memory  # noqa: E402
 from mdistiller.engine.result import device_name  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.models import build_model  # noqa: E402
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps a round (default 3)")
     parser.add_argument("--rounds", type=int, default=8, help="rounds (default 8)")
     args = parser.parse_args()
+    keep_freed_memory()
     trainers = [build(cfg_file, args.steps) for cfg_file in args.cfg]
     seconds = [statistics.median(s) for s in time_steps(trainers, args.rounds)]
     device = device_name(resolve_device("auto"))

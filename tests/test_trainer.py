@@ -424,9 +424,9 @@ def test_steps_read_nothing_from_the_device(tmp_path):
                 Reads.count += 1
             return func(*args, **(kwargs or {}))
 
-    def reads(steps: int, trainer: str, cls: type[Distiller]) -> int:
-        folder = tmp_path / f"{trainer}{steps}"
-        cfg = config(folder, "SOLVER.EPOCHS", 1, "LOG.TENSORBOARD_FREQ", 1000)
+    def reads(steps: int, trainer: str, cls: type[Distiller], amp: str) -> int:
+        folder = tmp_path / f"{trainer}{steps}{amp}"
+        cfg = config(folder, "SOLVER.EPOCHS", 1, "LOG.TENSORBOARD_FREQ", 1000, "SOLVER.AMP", amp)
         student, teacher = networks()
         data = loader(steps=steps)
         val = list(batches(7, steps=1))
@@ -435,5 +435,6 @@ def test_steps_read_nothing_from_the_device(tmp_path):
             trainer_dict[trainer]("run", cls(student, teacher, cfg), data, val, cfg).train()
         return Reads.count
 
-    for trainer, cls in (("base", KD), ("crossbatch", CrossBatchKD), ("dot", KD)):
-        assert reads(12, trainer, cls) == reads(4, trainer, cls)
+    for amp in ("off", "bf16"):
+        for trainer, cls in (("base", KD), ("crossbatch", CrossBatchKD), ("dot", KD)):
+            assert reads(12, trainer, cls, amp) == reads(4, trainer, cls, amp)

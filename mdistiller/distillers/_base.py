@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.teacher = teacher
+        # What forward_teacher calls; a trainer may put a faster equivalent here.
+        self.run_teacher: Callable[[Tensor], tuple[Tensor, Any]] | None = None
         self.label_smoothing = 0.0 if cfg is None else float(cfg.SOLVER.LABEL_SMOOTHING)
 
     def train(self, mode: bool = True) -> Distiller:
@@ -54,7 +57,7 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def forward_teacher(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """The teacher's (logits, features) of ``image`` [B, 3, H, W], without a graph."""
-        return self.teacher(image)
+        return (self.run_teacher or self.teacher)(image)
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         """All parameters that an optimizer is to update, the student's first."""

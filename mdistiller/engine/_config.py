@@ -156,6 +156,8 @@ def coerce(key: str, value: Any, default: Any) -> Any:
     elif isinstance(default, str):
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
+        if value is False and default == "off":  # how YAML reads a bare off
+            return "off"
     elif (
         isinstance(default, (list, tuple))
         and isinstance(value, (list, tuple))

@@ -50,6 +50,10 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.SOLVER.SCHEDULE = "step"  # added
     cfg.SOLVER.WARMUP_EPOCHS = 0  # added
     cfg.SOLVER.LABEL_SMOOTHING = 0.0  # added
+    cfg.SOLVER.AMP = "off"  # added; or "bf16"
+    cfg.SOLVER.CHANNELS_LAST = True  # added
+    cfg.SOLVER.FOLD_TEACHER = True  # added
+    cfg.SOLVER.COMPILE = False  # added
 
     cfg.LOG = node()
     cfg.LOG.TENSORBOARD_FREQ = 500

@@ -19,6 +19,7 @@ from .cfg import CROSSBATCH_PREFIX
 from .crossbatch import REFERENCES, CrossBatchTrainer, build_weighting
 from .multitask import build_aggregator
 from .optim import optimizer_dict
+from .precision import check_amp, check_compile
 
 SCHEDULES = ("step", "cosine")
 
@@ -102,7 +103,9 @@ def _check_names(cfg: Any) -> None:
     _one_of("SOLVER.SCHEDULE", cfg.SOLVER.SCHEDULE, SCHEDULES)
     _one_of("CRD.MODE", cfg.CRD.MODE, ("exact", "relax"))
     _one_of("CROSSBATCH.REFERENCE", cfg.CROSSBATCH.REFERENCE, REFERENCES)
-    resolve_device(cfg.SOLVER.DEVICE)
+    device = resolve_device(cfg.SOLVER.DEVICE)
+    check_amp(cfg.SOLVER.AMP, device)
+    check_compile(cfg.SOLVER.COMPILE, device)
 
 
 def _look_up(key: str, registry: dict[str, Any], name: str) -> None:

@@ -28,7 +28,8 @@ class GradientRows:
     Attributes:
         theta: the student's trainable parameters.
         extra: the distiller's other trainable parameters.
-        buffer: [count, P], P numbers in theta; a row that was never written is zero.
+        buffer: [count, P], P numbers in theta, each parameter's in the order they have in memory
+            (that of its memory format); a row that was never written is zero.
     """
 
     def __init__(self, distiller: Distiller, count: int) -> None:
@@ -36,8 +37,8 @@ class GradientRows:
         inside = set(map(id, self.theta))
         learnable = distiller.get_learnable_parameters()
         self.extra = [p for p in learnable if p.requires_grad and id(p) not in inside]
-        size = sum(p.numel() for p in self.theta)
-        self.buffer = self.theta[0].new_zeros(count, size, requires_grad=False)
+        self._sizes = [p.numel() for p in self.theta]
+        self.buffer = self.theta[0].new_zeros(count, sum(self._sizes), requires_grad=False)
         self._reached = [[False] * len(self.theta)] * count
         self._extra: list[list[Tensor | None]] = [[None] * len(self.extra)] * count
 
@@ -52,11 +53,11 @@ class GradientRows:
             loss, [*self.theta, *self.extra], retain_graph=retain_graph, allow_unused=True
         )
         of_theta = gradients[: len(self.theta)]
-        for view, gradient in zip(self.views(self.buffer[row]), of_theta, strict=True):
-            if gradient is None:
-                view.zero_()
-            else:
-                view.copy_(gradient)
+        views = self.views(self.buffer[row])
+        hit = [i for i, gradient in enumerate(of_theta) if gradient is not None]
+        if len(hit) < len(views):
+            self.buffer[row].zero_()
+        torch._foreach_copy_([views[i] for i in hit], [of_theta[i] for i in hit])
         self._reached[row] = [g is not None for g in of_theta]
         self._extra[row] = list(gradients[len(self.theta) :])
 
@@ -96,9 +97,12 @@ class GradientRows:
         set_sums(self.extra, [self._extra[r] for r in used])
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """The parts of a flat vector [P] in the shapes of theta."""
-        parts = flat.split([p.numel() for p in self.theta])
-        return [part.view_as(p) for part, p in zip(parts, self.theta, strict=True)]
+        """The parts of a flat vector [P] in the shapes and memory formats of theta."""
+        parts = flat.split(self._sizes)
+        return [
+            part.as_strided(p.shape, p.stride(), part.storage_offset())
+            for part, p in zip(parts, self.theta, strict=True)
+        ]
 
     def backward_weighted(self, losses: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """The update of :meth:`apply` for known weights, by one backward pass.

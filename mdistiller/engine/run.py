@@ -18,6 +18,7 @@ from .cfg import CFG, experiment_name, show_cfg
 from .check import check_config
 from .determinism import name_nondeterministic, use_deterministic_algorithms
 from .distributed import joined_by_torchrun
+from .memory import keep_freed_memory
 from .trainer import BaseTrainer
 from .utils import say, validate
 
@@ -94,6 +95,7 @@ def run_training(
         cfg, opts: as for :func:`build_trainer`.
         resume, allow_changes: as for :meth:`BaseTrainer.train`.
     """
+    keep_freed_memory()
     with joined_by_torchrun(cfg.SOLVER.DEVICE) as world:
         show_cfg(cfg)
         with world.together():

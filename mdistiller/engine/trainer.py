@@ -19,6 +19,7 @@ from .distributed import World, piece_of, share_of
 from .epoch import EpochSums, StepResult, epoch_of
 from .folder import open_folder
 from .optim import build_optimizer
+from .precision import prepare
 from .progress import Progress
 from .records import NoRecord, RunRecord, read_metrics
 from .result import run_result
@@ -68,6 +69,7 @@ class BaseTrainer:
         self.cfg = cfg
         self.device = resolve_device(cfg.SOLVER.DEVICE)
         self.distiller = distiller.to(self.device)
+        self._image_layout = prepare(self.distiller, cfg, self.device)
         self.world = World()
         self.train_loader, self.val_loader = (
             piece_of(loader, self) for loader in (train_loader, val_loader)
@@ -113,7 +115,7 @@ class BaseTrainer:
     def to_device(self, data: tuple[Tensor, ...]) -> dict[str, Tensor]:
         moved = [x.to(self.device, non_blocking=True) for x in data]
         batch = dict(zip(BATCH_KEYS, moved, strict=False))
-        batch["image"] = batch["image"].to(self._image_dtype)
+        batch["image"] = batch["image"].to(self._image_dtype, memory_format=self._image_layout)
         return batch
 
     def scaled(self, loss: Tensor, share: float | None = None) -> Tensor:

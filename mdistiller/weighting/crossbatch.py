@@ -146,41 +146,40 @@ class CrossBatchWeighting:
                 f"not {gramian.dtype} {tuple(gramian.shape)}"
             )
         g = gramian.to(solve_dtype(gramian.device))
-        norms = g.diagonal().clamp_min(0).sqrt()
-        cosines = torch.stack([_cosine(g, norms, i, j) for i, j in ((0, 2), (1, 2), (0, 1))])
-        w_ce = self._solve(norms, cosines)
+        # Whole vectors and matrices where it can be: a step waits for every one of these calls.
+        norms = _Norms.of(g.diagonal().clamp_min(0).sqrt())
+        cosines = (g * norms.inverse[:, None] * norms.inverse).clamp(-1.0, 1.0)
+        (_, c_12, c_ce), (_, _, c_kd) = (row.unbind() for row in cosines.unbind()[:2])
+        w_ce = self._solve(norms, c_ce, c_kd, c_12)
         w_kd = 1 - w_ce
-        if self.stabilize:
-            ce, kd, lam = self._stabilized(norms, cosines[2], w_ce, w_kd)
-        else:
-            ce, kd = self._unstabilized(norms, cosines[2], w_ce, w_kd)
-            lam = torch.zeros_like(ce)
+        solution = self._stabilized if self.stabilize else self._unstabilized
+        ce, kd, lam = solution(norms, c_12, w_ce, w_kd)
         return _in_dtype(
             gramian.dtype,
             ce=ce,
             kd=kd,
             w_ce=w_ce,
             w_kd=w_kd,
-            c_ce=cosines[0],
-            c_kd=cosines[1],
-            c_12=cosines[2],
-            norm_ce=norms[0],
-            norm_kd=norms[1],
-            norm_ref=norms[2],
+            c_ce=c_ce,
+            c_kd=c_kd,
+            c_12=c_12,
+            norm_ce=norms.ce,
+            norm_kd=norms.kd,
+            norm_ref=norms.ref,
             lam=lam,
-            conflict=(cosines[2] < 0).to(g.dtype),
+            conflict=(c_12 < 0).to(g.dtype),
         )
 
-    def _solve(self, norms: Tensor, cosines: Tensor) -> Tensor:
+    def _solve(self, norms: _Norms, c_ce: Tensor, c_kd: Tensor, c_12: Tensor) -> Tensor:
         """The quadratic program's weight of the supervised loss."""
         if self.ema:
-            cosines = self._smoothed(cosines)
+            c_ce, c_kd, c_12 = self._smoothed(torch.stack([c_ce, c_kd, c_12])).unbind()
         if self.reading == "printed":
             # Only reported: the raw problem of Eq. 6, u = (g_ce . G, g_kd . G), on the simplex.
-            w_ce = orthogonal(norms[0] * cosines[0], norms[1] * cosines[1], cosines[2], 0.0)
+            w_ce = orthogonal(norms.ce * c_ce, norms.kd * c_kd, c_12, 0.0)
         else:
-            w_ce = READINGS[self.reading](*cosines, self.ridge)
-        return _without_zero_gradients(norms, w_ce)
+            w_ce = READINGS[self.reading](c_ce, c_kd, c_12, self.ridge)
+        return norms.without_zero_gradients(w_ce)
 
     def _smoothed(self, cosines: Tensor) -> Tensor:
         if self._average is None:
@@ -190,66 +189,75 @@ class CrossBatchWeighting:
         return self._average / (1 - self.ema**self._steps)
 
     def _direction(
-        self, norms: Tensor, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients of g_ce and g_kd in g_w (up to scale), and |g_w|^2 at that scale."""
+        self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Coefficients of g_ce and g_kd in g_w (up to scale), |g_w|^2 at that scale, |2 g0|^2."""
         if self.reading == "printed":
-            w_ce = _without_zero_gradients(norms, READINGS["printed"](c_12, c_12, c_12, 0.0))
+            w_ce = norms.without_zero_gradients(READINGS["printed"](c_12, c_12, c_12, 0.0))
             w_kd = 1 - w_ce
-        # Not w_ce^2 + w_kd^2 + 2 w_ce w_kd c_12, which cancels for opposite gradients.
-        squared = (w_ce - w_kd) ** 2 + 2 * w_ce * w_kd * (1 + c_12)
-        return w_ce * _inverse(norms[0]), w_kd * _inverse(norms[1]), squared
+        x, y = torch.stack([w_ce, norms.ce, w_kd, norms.kd]).split(2)
+        # |x u + y v|^2 of unit vectors, but not as x^2 + y^2 + 2 x y c_12, which cancels for
+        # opposite ones.
+        squared, g0 = torch.addcmul((x - y).square(), x * y, 1 + c_12, value=2).unbind()
+        return w_ce * norms.inverse_ce, w_kd * norms.inverse_kd, squared, g0
 
-    def _stabilized(self, norms, c_12, w_ce, w_kd) -> tuple[Tensor, Tensor, Tensor]:
+    def _stabilized(
+        self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 10-11: A, B and lambda."""
-        a, b, squared = self._direction(norms, c_12, w_ce, w_kd)
-        norm_g0 = _norm_of_sum(norms[0], norms[1], c_12) / 2
-        vanished = squared <= _VANISHED
-        scale = self.alpha * norm_g0 / squared.clamp_min(_VANISHED).sqrt()
-        scale = torch.where(vanished, torch.zeros_like(scale), scale)
+        a, b, squared, g0 = self._direction(norms, c_12, w_ce, w_kd)
+        scale = g0.clamp_min(0).sqrt() / squared.clamp_min(_VANISHED).sqrt() * (self.alpha / 2)
+        scale = torch.where(squared <= _VANISHED, 0.0, scale)
+        both = torch.stack([a, b]) * scale
         # Eq. 9 makes the preferred loss's coefficient in g_w 1, so its share is lambda.
-        lam = scale * (a if self.prefer == "ce" else b)
+        lam = both[0 if self.prefer == "ce" else 1]
         divisor = (1.0, 1 + self.alpha**2, 1 + self.alpha)[self.rescale]
-        return (0.5 + scale * a) / divisor, (0.5 + scale * b) / divisor, lam
+        ce, kd = ((0.5 + both) / divisor).unbind()
+        return ce, kd, lam
 
-    def _unstabilized(self, norms, c_12, w_ce, w_kd) -> tuple[Tensor, Tensor]:
-        """Eq. 9: the preferred loss has weight 1, the other one its clipped ratio."""
-        a, b, squared = self._direction(norms, c_12, w_ce, w_kd)
+    def _unstabilized(
+        self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 9: the preferred loss has weight 1, the other one its clipped ratio; lambda is 0."""
+        a, b, squared, _ = self._direction(norms, c_12, w_ce, w_kd)
         fixed, free = (a, b) if self.prefer == "ce" else (b, a)
         one = torch.ones_like(fixed)
         ratio = free / torch.where(fixed > 0, fixed, one)
         ratio = torch.where(fixed > 0, ratio, one * self.max_ratio).clamp_max(self.max_ratio)
         # A zero gradient leaves nothing to balance: the other one is used as it is.
-        ratio = torch.where((norms[0] == 0) | (norms[1] == 0), one, ratio)
+        ratio = torch.where((norms.ce == 0) | (norms.kd == 0), one, ratio)
         vanished = squared <= _VANISHED
         one, ratio = (torch.where(vanished, one / 2, x) for x in (one, ratio))
-        return (one, ratio) if self.prefer == "ce" else (ratio, one)
+        ce, kd = (one, ratio) if self.prefer == "ce" else (ratio, one)
+        return ce, kd, torch.zeros_like(ce)
+
+
+@dataclass(frozen=True)
+class _Norms:
+    """Norms of g_ce, g_kd and G, and their inverses [3], which are 0 for 0."""
+
+    ce: Tensor
+    kd: Tensor
+    ref: Tensor
+    inverse: Tensor
+    inverse_ce: Tensor
+    inverse_kd: Tensor
+
+    @classmethod
+    def of(cls, norms: Tensor) -> _Norms:
+        inverse = torch.where(norms > 0, norms.reciprocal(), 0.0)
+        return cls(*norms.unbind(), inverse, *inverse.unbind()[:2])
+
+    def without_zero_gradients(self, w_ce: Tensor) -> Tensor:
+        """Give all the weight to the other loss where one gradient is zero."""
+        zero_ce, zero_kd = self.ce == 0, self.kd == 0
+        return torch.where(zero_ce ^ zero_kd, zero_kd.to(w_ce.dtype), w_ce)
 
 
 def _in_dtype(dtype: torch.dtype, **values: Tensor) -> CrossBatchWeights:
     limit = torch.finfo(dtype).max
-    return CrossBatchWeights(**{k: v.clamp(-limit, limit).to(dtype) for k, v in values.items()})
-
-
-def _inverse(x: Tensor) -> Tensor:
-    """1 / x, and 0 for 0."""
-    return torch.where(x > 0, 1 / torch.where(x > 0, x, torch.ones_like(x)), torch.zeros_like(x))
-
-
-def _cosine(g: Tensor, norms: Tensor, i: int, j: int) -> Tensor:
-    return (g[i, j] * _inverse(norms[i]) * _inverse(norms[j])).clamp(-1.0, 1.0)
-
-
-def _norm_of_sum(x: Tensor, y: Tensor, cosine: Tensor) -> Tensor:
-    """|u + v| from the norms of u and v and their cosine, without cancellation."""
-    return ((x - y) ** 2 + 2 * x * y * (1 + cosine)).clamp_min(0).sqrt()
-
-
-def _without_zero_gradients(norms: Tensor, w_ce: Tensor) -> Tensor:
-    """Give all the weight to the other loss where one gradient is zero."""
-    zero_ce, zero_kd = norms[0] == 0, norms[1] == 0
-    w_ce = torch.where(zero_ce & ~zero_kd, torch.zeros_like(w_ce), w_ce)
-    return torch.where(zero_kd & ~zero_ce, torch.ones_like(w_ce), w_ce)
+    limited = torch.stack(list(values.values())).clamp(-limit, limit).to(dtype)
+    return CrossBatchWeights(**dict(zip(values, limited.unbind(), strict=True)))
 
 
 def _is_number(value: object) -> bool:

@@ -21,8 +21,8 @@ def _clip(t: Tensor) -> Tensor:
 def _ratio(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
     """Quotient, or ``otherwise`` where the denominator is 0; no branch, so no host read."""
     zero = denominator == 0
-    quotient = numerator / torch.where(zero, torch.ones_like(denominator), denominator)
-    return torch.where(zero, torch.full_like(quotient, otherwise), quotient)
+    quotient = numerator / torch.where(zero, 1.0, denominator)
+    return torch.where(zero, otherwise, quotient)
 
 
 def orthogonal(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
@@ -35,7 +35,7 @@ def align(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
     """argmin of the distance of w_ce u_ce + w_kd u_kd to the unit reference, u unit gradients."""
     gap = 1 - c_12
     t = 0.5 + (c_ce - c_kd) / (2 * gap.clamp_min(_PARALLEL))
-    return torch.where(gap <= _PARALLEL, torch.full_like(t, 0.5), _clip(t))
+    return torch.where(gap <= _PARALLEL, 0.5, _clip(t))
 
 
 def cone(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:

@@ -1,0 +1,173 @@
+"""The ways to take a training step that benchmarks/step.py compares."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import _common as common
+import torch
+
+from mdistiller.engine import BaseTrainer
+from mdistiller.engine.finite import FiniteWatch
+from mdistiller.engine.trainer import StepResult
+from mdistiller.engine.utils import DeviceMeter, accuracy
+
+# Batches of the toy data; more than one epoch is never timed, so their number does not matter.
+BATCHES = 20
+
+# mdistiller's step in a process without this project's allocator settings.
+OWN_PROCESS = "upstream, own process"
+
+
+class UpstreamStep:
+    """A vanilla step as mdistiller takes it."""
+
+    def __init__(self, cfg: Any, data: Any, device: torch.device) -> None:
+        self.distiller = common.networks(cfg).to(device).train()
+        self.optimizer = torch.optim.SGD(
+            self.distiller.get_learnable_parameters(),
+            lr=cfg.SOLVER.LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        )
+        self.batches = _endless(data)
+
+    def __call__(self) -> None:
+        image, target, index = next(self.batches)
+        self.optimizer.zero_grad()
+        logits, losses = self.distiller(image=image, target=target, index=index, epoch=1)
+        loss = sum(loss.mean() for loss in losses.values())
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+        for top in accuracy(logits, target, topk=(1, 5)):
+            top.item()
+
+
+class TrainerStep:
+    """A step of one of this project's trainers, its bookkeeping included."""
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self.trainer = trainer
+        self.meter, self.diagnostics, self.watch = DeviceMeter(), DeviceMeter(), FiniteWatch()
+        self.batches = _epochs(trainer)
+        self.steps = 0
+
+    def __call__(self) -> None:
+        batch = next(self.batches)
+        target, size = batch["target"], len(batch["target"])
+        result = self.trainer.train_iter(batch, 1)
+        self.steps += 1
+        self.meter.update(self.trainer._measure(result, target), size)
+        self.diagnostics.update(result.diagnostics)
+        self.watch.update({**result.losses, **result.gradients}, self.steps)
+
+
+class TorchjdTrainer(BaseTrainer):
+    """The two losses' gradients by torchjd, with an aggregator of its own."""
+
+    aggregator: Any
+
+    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
+        from torchjd.autojac import backward, jac_to_grad
+
+        logits, losses = self.distiller(**batch, epoch=epoch)
+        parameters = self.distiller.get_learnable_parameters()
+        backward(list(self.distiller.split_losses(losses)), inputs=parameters)
+        jac_to_grad(parameters, self.aggregator)
+        return StepResult(logits, losses)
+
+
+def _torchjd(name: str, **arguments: Any) -> Callable[[], type[BaseTrainer]]:
+    def make() -> type[BaseTrainer]:
+        import torchjd.aggregation
+
+        aggregator = getattr(torchjd.aggregation, name)(**arguments)
+        return type(f"Torchjd{name}", (TorchjdTrainer,), {"aggregator": aggregator})
+
+    return make
+
+
+def _endless(data: Any) -> Iterator[tuple[torch.Tensor, ...]]:
+    while True:
+        yield from data
+
+
+def _epochs(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
+    epoch = 0
+    while True:
+        epoch += 1
+        yield from trainer.batches(epoch)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to take a step.
+
+    Attributes:
+        cost: its passes beside the teacher's, a student forward pass being 1.
+        vanilla: the vanilla step with the same settings.
+        crossbatch: whether it needs the cross-batch distiller and trainer.
+        opts: overrides of the configuration.
+        trainer: makes the trainer class; None for the configuration's.
+        cycle: steps after which its costs repeat.
+    """
+
+    cost: float
+    vanilla: str = "vanilla"
+    crossbatch: bool = False
+    opts: tuple[Any, ...] = ()
+    trainer: Callable[[], type[BaseTrainer]] | None = None
+    cycle: int = 1
+
+
+_WAYS = {
+    "vanilla": Variant(3),
+    "crossbatch": Variant(8, crossbatch=True),
+    "previous": Variant(5, crossbatch=True, opts=("CROSSBATCH.REFERENCE", "previous")),
+    "period 10": Variant(3.5, crossbatch=True, opts=("CROSSBATCH.PERIOD", 10), cycle=10),
+}
+BF16 = ("SOLVER.AMP", "bf16")
+COMPILE = ("SOLVER.COMPILE", True)
+
+
+def _with(suffix: str, *opts: Any, ways: tuple[str, ...] = tuple(_WAYS)) -> dict[str, Variant]:
+    """Some of the ways with ``opts`` on."""
+    return {
+        f"{name} {suffix}": replace(
+            _WAYS[name], vanilla=f"vanilla {suffix}", opts=(*_WAYS[name].opts, *opts)
+        )
+        for name in ways
+    }
+
+
+VARIANTS: dict[str, Variant] = {
+    "upstream": Variant(3),
+    OWN_PROCESS: Variant(3),
+    **_WAYS,
+    **_with("compiled", *COMPILE, ways=("vanilla", "crossbatch")),
+    **_with("bf16", *BF16),
+    **_with("bf16 compiled", *BF16, *COMPILE, ways=("vanilla", "crossbatch")),
+    "torchjd MGDA": Variant(5, trainer=_torchjd("MGDA")),
+    "torchjd CAGrad": Variant(5, trainer=_torchjd("CAGrad", c=0.5)),
+}
+
+
+def build(
+    name: str, method: str, args: argparse.Namespace, device: torch.device
+) -> UpstreamStep | TrainerStep:
+    """Something to call once per step; ImportError where a package is missing."""
+    variant = VARIANTS[name]
+    distiller, opts = method, ("SOLVER.BATCH_SIZE", args.batch_size, *variant.opts)
+    if variant.crossbatch:
+        distiller, opts = f"CROSSBATCH_{method}", (*opts, "SOLVER.TRAINER", "crossbatch")
+    cfg = common.config(args.pair, distiller, args.device, *opts)
+    images = common.random_images(BATCHES * args.batch_size)
+    data = common.loader(images, args.batch_size, device)
+    if name in ("upstream", OWN_PROCESS):
+        return UpstreamStep(cfg, data, device)
+    cls = variant.trainer() if variant.trainer else None
+    return TrainerStep(common.trainer(cfg, data, cls))

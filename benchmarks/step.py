@@ -1,0 +1,282 @@
+"""One training step, side by side: mdistiller's way, this project's, and torchjd's.
+
+Everything runs in one process, taking turns, so that a slower moment of the machine falls on all;
+a ratio is taken within each round. "upstream" is a vanilla step as mdistiller takes it: PyTorch's
+memory layout, single precision, a plain teacher, metrics read every step. A cross-batch step is
+also split into its parts, the solver is timed alone, and each variant's peak memory is measured
+in a process of its own. "upstream, own process" takes its turns in a second process, which has
+glibc's allocator as mdistiller finds it; all others have this project's settings.
+--markdown prints what docs/performance.md shows.
+
+example:
+  python benchmarks/step.py --pair resnet56 resnet20 --methods KD AT --json step.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import _common as common
+import torch
+from _phases import PHASES, phase_times
+from _variants import OWN_PROCESS, VARIANTS, build
+
+from mdistiller.cli import exit_on_error
+from mdistiller.device import resolve_device
+from mdistiller.engine.memory import keep_freed_memory
+from mdistiller.weighting import CrossBatchWeighting
+
+
+def measure(args: argparse.Namespace, device: torch.device, method: str) -> dict[str, list[float]]:
+    """Milliseconds per step of every variant, one figure a round, after one round of warm-up."""
+    steppers: dict[str, Here | Served] = {}
+    for name in args.variants:
+        try:
+            make = Served if name == OWN_PROCESS else Here
+            steppers[name] = make(name, method, args, device)
+        except ImportError as error:
+            print(f"{name}: left out ({' '.join(str(error).split())[:90]})", file=sys.stderr)
+    times: dict[str, list[float]] = {name: [] for name in steppers}
+    names = list(steppers)
+    for number in range(args.repeats + 1):
+        # Another one begins each time: none is always behind the same neighbour.
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            # A multiple of PERIOD, so that every round has its share of solved steps.
+            steps = max(args.steps, VARIANTS[name].cycle)
+            seconds = steppers[name].seconds(steps)
+            if number:
+                times[name].append(seconds * 1e3 / steps)
+    for stepper in steppers.values():
+        stepper.close()
+    return times
+
+
+class Here:
+    """Takes steps in this process."""
+
+    def __init__(
+        self, name: str, method: str, args: argparse.Namespace, device: torch.device
+    ) -> None:
+        self.step = build(name, method, args, device)
+        self.now = common.clock(device, args.cpu_time)
+
+    def seconds(self, steps: int) -> float:
+        """What ``steps`` steps take."""
+        began = self.now()
+        for _ in range(steps):
+            self.step()
+        return self.now() - began
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Served:
+    """Takes steps in a process of its own, which waits while it is not its turn."""
+
+    def __init__(
+        self, name: str, method: str, args: argparse.Namespace, device: torch.device
+    ) -> None:
+        self.process = subprocess.Popen(
+            [*child(args, method), "--serve", name, *["--cpu-time"] * args.cpu_time],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def seconds(self, steps: int) -> float:
+        """What ``steps`` steps take."""
+        print(steps, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def child(args: argparse.Namespace, method: str) -> list[str]:
+    """The command of this script for one method."""
+    command = [sys.executable, __file__, "--methods", method, "--pair", *args.pair]
+    command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
+    return [*command, "--device", args.device]
+
+
+def serve(args: argparse.Namespace, device: torch.device) -> None:
+    """Read numbers of steps, take so many, and print the seconds."""
+    stepper = Here(args.serve, args.methods[0], args, device)
+    for line in sys.stdin:
+        print(stepper.seconds(int(line)), flush=True)
+
+
+def summary(times: dict[str, list[float]], pair: list[str]) -> list[dict[str, Any]]:
+    """Of each variant: milliseconds, and its ratios to upstream and to our own vanilla step."""
+    teacher = common.teacher_cost(pair)
+    rows = []
+    for name, own in times.items():
+        variant = VARIANTS[name]
+        row = {"variant": name, "ms": common.quartiles(own)}
+        for key, other in (("to_upstream", "upstream"), ("to_vanilla", variant.vanilla)):
+            if other in times:
+                ratios = [a / b for a, b in zip(own, times[other], strict=True)]
+                row[key] = common.quartiles(ratios)
+        row["by_macs"] = (teacher + variant.cost) / (teacher + 3)
+        rows.append(row)
+    return rows
+
+
+def solvers(repeats: int = 300) -> dict[str, float]:
+    """Microseconds of one solve of the same Gramian, medians."""
+    import torchjd.aggregation as peers
+
+    rows = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gramian = rows @ rows.T
+    pair = gramian[:2, :2].clone()
+    calls = {"cross-batch": (CrossBatchWeighting(), gramian)}
+    for name, arguments in (("MGDA", {}), ("CAGrad", {"c": 0.5})):
+        try:
+            calls[f"torchjd {name}"] = (getattr(peers, f"{name}Weighting")(**arguments), pair)
+        except ImportError:
+            print(f"torchjd {name}: left out, see torchjd's optional parts", file=sys.stderr)
+    now = common.clock(torch.device("cpu"))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, (solve, matrix) in calls.items():
+            began = now()
+            solve(matrix)
+            times[name].append((now() - began) * 1e6)
+    return {name: common.quartiles(values)[1] for name, values in times.items()}
+
+
+def peak_memory(args: argparse.Namespace, method: str) -> Iterator[tuple[str, float]]:
+    """MiB that each variant adds to a process that has done nothing but import."""
+    for name in args.variants:
+        command = [*child(args, method), "--memory-of", name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            yield name, float(done.stdout)
+
+
+def own_peak(args: argparse.Namespace, device: torch.device) -> float:
+    """MiB of the one variant ``args.memory_of`` over some steps, in this process."""
+    before = common.peak_resident()
+    step = build(args.memory_of, args.methods[0], args, device)
+    for _ in range(4):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return common.peak_resident() - before
+
+
+def report(result: dict[str, Any], markdown: bool) -> str:
+    """Everything measured, as text."""
+
+    def spread(values: tuple[float, float, float] | None, digits: int) -> str:
+        if values is None:
+            return "-"
+        low, middle, high = (f"{v:.{digits}f}" for v in values)
+        return f"{middle} ({low} to {high})"
+
+    header = ("variant", "ms a step", "/ upstream", "/ own vanilla", "by MACs", "peak MiB")
+    parts = [common.describe(result["machine"])]
+    for method, found in result["methods"].items():
+        memory = found["memory"]
+        rows = [
+            (
+                row["variant"],
+                spread(row["ms"], 1),
+                spread(row.get("to_upstream"), 3),
+                spread(row.get("to_vanilla"), 3),
+                f"{row['by_macs']:.3f}",
+                f"{memory[row['variant']]:.0f}" if row["variant"] in memory else "-",
+            )
+            for row in found["variants"]
+        ]
+        pair = " to ".join(result["pair"])
+        parts.append(f"{method}, {pair}, batch {result['batch_size']}; median (quartiles)")
+        parts.append(common.table(header, rows, markdown))
+        for name, phases in found["phases"].items():
+            total = sum(phases.values())
+            cells = [f"{phases[p]:.2f} ({phases[p] / total:.1%})" for p in (*PHASES, "rest")]
+            parts.append(f"where the time of {name} goes, ms a step")
+            parts.append(common.table((*PHASES, "rest"), [cells], markdown))
+    if result["solvers"]:
+        own = result["solvers"]["cross-batch"]
+        rows = [(n, f"{us:.0f}", f"{us / own:.1f}") for n, us in result["solvers"].items()]
+        parts.append("the solver alone, on the same Gramian")
+        parts.append(common.table(("solver", "us", "/ ours"), rows, markdown))
+    return "\n\n".join(parts)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pair", nargs=2, default=["resnet56", "resnet20"], metavar=("TEACHER", "STUDENT"))
+    add("--methods", nargs="+", default=["KD"], metavar="NAME", help="distillers (default KD)")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    add("--batch-size", type=int, default=64)
+    add("--repeats", type=int, default=10, help="rounds (default 10)")
+    add("--steps", type=int, default=3, help="steps of a variant in a round (default 3)")
+    add("--threads", type=int, default=2)
+    add("--device", default="cpu")
+    add("--cpu-time", action="store_true", help="CPU seconds: for one thread on a busy machine")
+    add("--no-memory", action="store_true", help="leave out the peak memory")
+    add("--json", type=Path, metavar="FILE")
+    add("--markdown", action="store_true")
+    add("--cost-table", action="store_true", help="print the cost model of all pairs, no timing")
+    add("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    add("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+@exit_on_error
+def main() -> None:
+    """Measure and print."""
+    args = parse()
+    if args.cost_table:
+        print(common.cost_table(args.markdown))
+        return
+    if OWN_PROCESS not in (args.serve, args.memory_of):
+        keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    device = resolve_device(args.device)
+    if args.serve:
+        serve(args, device)
+        return
+    if args.memory_of:
+        print(own_peak(args, device))
+        return
+    result: dict[str, Any] = {
+        "machine": common.machine(device),
+        "pair": args.pair,
+        "batch_size": args.batch_size,
+        "clock": "cpu seconds" if args.cpu_time else "wall",
+        "methods": {},
+        "solvers": solvers(),
+    }
+    for method in args.methods:
+        times = measure(args, device, method)
+        result["methods"][method] = {
+            "variants": summary(times, args.pair),
+            "phases": {
+                name: phase_times(build(name, method, args, device), device, args)
+                for name in ("crossbatch", "crossbatch bf16 compiled")
+                if name in args.variants
+            },
+            "memory": {} if args.no_memory else dict(peak_memory(args, method)),
+            "rounds_ms": times,
+        }
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(report(result, args.markdown))
+
+
+if __name__ == "__main__":
+    main()
