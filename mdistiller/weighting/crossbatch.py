@@ -16,9 +16,9 @@ from torch import Tensor
 from .gramian import solve_dtype
 from .readings import READINGS, orthogonal
 
-# |g_w|^2 of unit gradients under which the combination counts as vanished: beyond, the
+# |g_w| of unit gradients under which the combination counts as vanished: beyond, the
 # rounding errors of single-precision gradients would be the update's direction.
-_VANISHED = 1e-12
+_VANISHED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -190,43 +190,45 @@ class CrossBatchWeighting:
 
     def _direction(
         self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Coefficients of g_ce and g_kd in g_w (up to scale), |g_w|^2 at that scale, |2 g0|^2."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients [2] of g_ce and g_kd in g_w (up to scale), |g_w| at that scale, |2 g0|."""
         if self.reading == "printed":
             w_ce = norms.without_zero_gradients(READINGS["printed"](c_12, c_12, c_12, 0.0))
             w_kd = 1 - w_ce
-        x, y = torch.stack([w_ce, norms.ce, w_kd, norms.kd]).split(2)
-        # |x u + y v|^2 of unit vectors, but not as x^2 + y^2 + 2 x y c_12, which cancels for
-        # opposite ones.
-        squared, g0 = torch.addcmul((x - y).square(), x * y, 1 + c_12, value=2).unbind()
-        return w_ce * norms.inverse_ce, w_kd * norms.inverse_kd, squared, g0
+        pairs = torch.stack([w_ce, w_kd, norms.ce, norms.kd]).view(2, 2)
+        # |x u + y v|^2 of unit vectors u, v with cosine c, for both pairs at once; not as
+        # x^2 + y^2 + 2 x y c, which cancels for opposite ones, and so that no term is negative.
+        x, y = pairs.unbind(1)
+        squared = torch.addcmul((x - y).square(), x * y, 1 + c_12, value=2)
+        return pairs[0] * norms.inverse[:2], *squared.sqrt().unbind()
 
     def _stabilized(
         self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 10-11: A, B and lambda."""
-        a, b, squared, g0 = self._direction(norms, c_12, w_ce, w_kd)
-        scale = g0.clamp_min(0).sqrt() / squared.clamp_min(_VANISHED).sqrt() * (self.alpha / 2)
-        scale = torch.where(squared <= _VANISHED, 0.0, scale)
-        both = torch.stack([a, b]) * scale
+        direction, length, twice_g0 = self._direction(norms, c_12, w_ce, w_kd)
+        scale = twice_g0 * (self.alpha / 2) / length.clamp_min(_VANISHED)
+        correction = direction * torch.where(length <= _VANISHED, 0.0, scale)
         # Eq. 9 makes the preferred loss's coefficient in g_w 1, so its share is lambda.
-        lam = both[0 if self.prefer == "ce" else 1]
-        divisor = (1.0, 1 + self.alpha**2, 1 + self.alpha)[self.rescale]
-        ce, kd = ((0.5 + both) / divisor).unbind()
-        return ce, kd, lam
+        lam = correction[0 if self.prefer == "ce" else 1]
+        both = correction + 0.5
+        if self.rescale:
+            both /= 1 + (self.alpha**2 if self.rescale == 1 else self.alpha)
+        return *both.unbind(), lam
 
     def _unstabilized(
         self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 9: the preferred loss has weight 1, the other one its clipped ratio; lambda is 0."""
-        a, b, squared, _ = self._direction(norms, c_12, w_ce, w_kd)
+        direction, length, _ = self._direction(norms, c_12, w_ce, w_kd)
+        a, b = direction.unbind()
         fixed, free = (a, b) if self.prefer == "ce" else (b, a)
         one = torch.ones_like(fixed)
         ratio = free / torch.where(fixed > 0, fixed, one)
         ratio = torch.where(fixed > 0, ratio, one * self.max_ratio).clamp_max(self.max_ratio)
         # A zero gradient leaves nothing to balance: the other one is used as it is.
         ratio = torch.where((norms.ce == 0) | (norms.kd == 0), one, ratio)
-        vanished = squared <= _VANISHED
+        vanished = length <= _VANISHED
         one, ratio = (torch.where(vanished, one / 2, x) for x in (one, ratio))
         ce, kd = (one, ratio) if self.prefer == "ce" else (ratio, one)
         return ce, kd, torch.zeros_like(ce)
@@ -240,13 +242,11 @@ class _Norms:
     kd: Tensor
     ref: Tensor
     inverse: Tensor
-    inverse_ce: Tensor
-    inverse_kd: Tensor
 
     @classmethod
     def of(cls, norms: Tensor) -> _Norms:
         inverse = torch.where(norms > 0, norms.reciprocal(), 0.0)
-        return cls(*norms.unbind(), inverse, *inverse.unbind()[:2])
+        return cls(*norms.unbind(), inverse)
 
     def without_zero_gradients(self, w_ce: Tensor) -> Tensor:
         """Give all the weight to the other loss where one gradient is zero."""
