@@ -18,7 +18,7 @@ from mdistiller.weighting import (
 )
 
 from .gradients import GradientRows
-from .pair import PairTrainer, stacked
+from .pair import PairTrainer, whole_losses
 from .trainer import BaseTrainer, StepResult
 
 
@@ -70,6 +70,7 @@ class WeightedSumTrainer(BaseTrainer):
     """
 
     needs_distillation_loss = True
+    data_parallel = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,11 +81,17 @@ class WeightedSumTrainer(BaseTrainer):
         """Weights [2] for the losses [2] in ``epoch`` (counted from 1), without a graph."""
         raise NotImplementedError(f"{type(self).__name__} does not implement weights")
 
+    def learn(self, losses: Tensor) -> None:
+        """Leave gradients of the method's own parameters, from the losses [2]."""
+
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
         logits, losses = self.distiller(**batch, epoch=epoch)
-        supervised, distillation = self.distiller.split_losses(losses)
-        weights = self.weights(stacked(supervised, distillation), epoch)
+        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
+        values = whole_losses(self.world, supervised, distillation)
+        weights = self.weights(values, epoch)
         self._gradients.backward_weighted((supervised, distillation), weights.unbind())
+        self.reduce_gradients()
+        self.learn(values)
         return StepResult(
             logits,
             losses,
@@ -116,9 +123,10 @@ class UncertaintyTrainer(WeightedSumTrainer):
         return optimizer
 
     def weights(self, losses: Tensor, epoch: int) -> Tensor:
-        variances = self.log_variances.detach()
-        self.log_variances.grad = uncertainty_gradient(variances, losses)
-        return uncertainty_weights(variances)
+        return uncertainty_weights(self.log_variances.detach())
+
+    def learn(self, losses: Tensor) -> None:
+        self.log_variances.grad = uncertainty_gradient(self.log_variances.detach(), losses)
 
     def extra_state(self) -> dict[str, Any]:
         return {"log_variances": self.log_variances.detach().clone()}

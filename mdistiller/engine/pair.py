@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mdistiller.weighting import gramian, pair_statistics
 
+from .distributed import World
 from .gradients import GradientRows
 from .trainer import BaseTrainer, StepResult
 
@@ -26,6 +27,7 @@ class PairTrainer(BaseTrainer):
     """
 
     needs_distillation_loss = True
+    data_parallel = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,12 +47,14 @@ class PairTrainer(BaseTrainer):
 
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
         logits, losses = self.distiller(**batch, epoch=epoch)
-        supervised, distillation = self.distiller.split_losses(losses)
+        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
         self._gradients.write(CE, supervised, retain_graph=True)
         self._gradients.write(KD, distillation)
+        # Summed over the processes before the weighting, so that all get the same weights.
+        self._gradients.reduce(self.world, 2)
         products = gramian(self._gradients.buffer)
         statistics = pair_statistics(products)
-        values = stacked(supervised, distillation)
+        values = whole_losses(self.world, supervised, distillation)
         weights, update = self.combine(products, statistics, values)
         if update is None:
             self._gradients.apply(weights)
@@ -66,6 +70,8 @@ class PairTrainer(BaseTrainer):
         return StepResult(logits, losses, diagnostics, gradients)
 
 
-def stacked(supervised: Tensor, distillation: Tensor) -> Tensor:
-    """Values [2] of the two losses, without their graphs."""
-    return torch.stack([supervised.detach(), distillation.detach()])
+def whole_losses(world: World, supervised: Tensor, distillation: Tensor) -> Tensor:
+    """Values [2] of the two losses on the whole batch, from the parts of all processes."""
+    values = torch.stack([supervised.detach(), distillation.detach()])
+    world.sum_([values])
+    return values
