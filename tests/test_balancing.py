@@ -226,7 +226,7 @@ def test_extra_parameters_get_the_plain_gradient_of_their_loss(tmp_path, name):
 # ---- state ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["PCGrad", "PCD", "ExcessMTL", "Random", "GradDrop", "NashMTL"])
+@pytest.mark.parametrize("method", ["GradVac", "PCD", "ExcessMTL", "Random", "GradDrop", "NashMTL"])
 def test_run_stopped_and_resumed_ends_with_the_same_bits(tmp_path, method):
     """The other trainers are among the cases of test_resume.py."""
     if method not in method_names():

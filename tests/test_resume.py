@@ -36,11 +36,11 @@ CASES = {
         "CROSSBATCH_KD",
         ("CROSSBATCH.REFERENCE", "previous", "CROSSBATCH.PERIOD", 2),
     ),
-    "multitask, GradVac": ("multitask", "KD", ("MULTITASK.METHOD", "GradVac")),
-    "gradnorm": ("gradnorm", "KD", ("GRADNORM.LR", 0.2)),
-    "uncertainty": ("uncertainty", "KD", ("UNCERTAINTY.LR", 0.2)),
-    "gradient cosine": ("gradient_cosine", "KD", ("GRADIENT_COSINE.WEIGHTED", True)),
-    "distill decay": ("distill_decay", "KD", ("DISTILL_DECAY.START", 0.3)),
+    "PCGrad": ("multitask", "KD", ("MULTITASK.METHOD", "PCGrad")),
+    "GradNorm": ("gradnorm", "KD", ()),
+    "uncertainty": ("uncertainty", "KD", ()),
+    "gradient cosine": ("gradient_cosine", "KD", ()),
+    "distill-decay": ("distill_decay", "KD", ()),
 }
 
 

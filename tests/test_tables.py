@@ -7,21 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from mdistiller.engine import trainer_dict
-from mdistiller.engine.cfg import CFG, load_cfg
+from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.check import check_config
-from mdistiller.errors import UnknownNameError
+from mdistiller.errors import ConfigError, UnknownNameError
 from mdistiller.experiments import TABLES, build_table, datasets
 from mdistiller.experiments.pairs import PAIRS
 from mdistiller.experiments.plan import trial_seed
 
 CELLS = {"table1": 70, "table2": 24, "figure2a": 27, "figure2b": 27, "figure3": 12, "figure4": 6}
-
-
-def resolves(cell) -> bool:
-    """Whether the cell's trainer and keys exist in this version."""
-    opts = dict(zip(cell.opts[0::2], cell.opts[1::2], strict=True))
-    return opts.get("SOLVER.TRAINER", "base") in trainer_dict and opts.keys() <= CFG.leaves().keys()
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -40,10 +33,11 @@ def test_cells_resolve_to_what_their_row_and_column_say(name: str, dataset: str)
     table = build_table(name, dataset)
     for cell in table.cells:
         assert Path(cell.cfg_file).exists()
-        if not resolves(cell):
-            continue
         cfg = load_cfg(cell.cfg_file, cell.opts)
-        check_config(cfg)
+        try:
+            check_config(cfg)
+        except ConfigError as error:  # CAGrad without its solver, which is an optional package
+            assert "CAGrad" in cell.row.label and "pip install" in str(error)
         assert dataset == cfg.DATASET.TYPE
         assert cfg.DISTILLER.TYPE.removeprefix("CROSSBATCH_") == cell.method
         assert (cfg.SOLVER.TRAINER == "crossbatch") == (cell.row.variant == "crossbatch")

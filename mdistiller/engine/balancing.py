@@ -18,7 +18,7 @@ from mdistiller.weighting import (
 )
 
 from .gradients import GradientRows
-from .pair import PairTrainer, whole_losses
+from .pair import PairTrainer, loss_values
 from .trainer import BaseTrainer, StepResult
 
 
@@ -81,17 +81,15 @@ class WeightedSumTrainer(BaseTrainer):
         """Weights [2] for the losses [2] in ``epoch`` (counted from 1), without a graph."""
         raise NotImplementedError(f"{type(self).__name__} does not implement weights")
 
-    def learn(self, losses: Tensor) -> None:
-        """Leave gradients of the method's own parameters, from the losses [2]."""
-
     def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
         logits, losses = self.distiller(**batch, epoch=epoch)
         supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
-        values = whole_losses(self.world, supervised, distillation)
-        weights = self.weights(values, epoch)
+        weights = self.weights(loss_values(self.world, supervised, distillation), epoch)
         self._gradients.backward_weighted((supervised, distillation), weights.unbind())
-        self.reduce_gradients()
-        self.learn(values)
+        if self.world.size > 1:
+            # Not those of the weights, which every process has computed from the whole batch.
+            networks = (*self._gradients.theta, *self._gradients.extra)
+            self.world.sum_([p.grad for p in networks if p.grad is not None])
         return StepResult(
             logits,
             losses,
@@ -123,10 +121,9 @@ class UncertaintyTrainer(WeightedSumTrainer):
         return optimizer
 
     def weights(self, losses: Tensor, epoch: int) -> Tensor:
-        return uncertainty_weights(self.log_variances.detach())
-
-    def learn(self, losses: Tensor) -> None:
-        self.log_variances.grad = uncertainty_gradient(self.log_variances.detach(), losses)
+        variances = self.log_variances.detach()
+        self.log_variances.grad = uncertainty_gradient(variances, losses)
+        return uncertainty_weights(variances)
 
     def extra_state(self) -> dict[str, Any]:
         return {"log_variances": self.log_variances.detach().clone()}

@@ -50,11 +50,10 @@ class PairTrainer(BaseTrainer):
         supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
         self._gradients.write(CE, supervised, retain_graph=True)
         self._gradients.write(KD, distillation)
-        # Summed over the processes before the weighting, so that all get the same weights.
         self._gradients.reduce(self.world, 2)
         products = gramian(self._gradients.buffer)
         statistics = pair_statistics(products)
-        values = whole_losses(self.world, supervised, distillation)
+        values = loss_values(self.world, supervised, distillation)
         weights, update = self.combine(products, statistics, values)
         if update is None:
             self._gradients.apply(weights)
@@ -70,8 +69,13 @@ class PairTrainer(BaseTrainer):
         return StepResult(logits, losses, diagnostics, gradients)
 
 
-def whole_losses(world: World, supervised: Tensor, distillation: Tensor) -> Tensor:
-    """Values [2] of the two losses on the whole batch, from the parts of all processes."""
+def loss_values(world: World, supervised: Tensor, distillation: Tensor) -> Tensor:
+    """Values [2] of the two losses on the whole batch, without their graphs.
+
+    Args:
+        supervised, distillation: of this process, scaled by its share of the batch.
+    """
     values = torch.stack([supervised.detach(), distillation.detach()])
-    world.sum_([values])
+    if world.size > 1:
+        world.sum_([values])
     return values
