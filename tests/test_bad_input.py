@@ -153,7 +153,9 @@ def flip_a_weight(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     state = torch.load(path, weights_only=True)["model"]
     largest = max(state.values(), key=lambda t: t.numel())
-    raw[raw.index(largest.numpy().tobytes()) + 4 * (largest.numel() // 2)] ^= 1
+    # The bytes as they lie in memory, which need not be the order of the dimensions.
+    stored = bytes(largest.untyped_storage())
+    raw[raw.index(stored) + 4 * (largest.numel() // 2)] ^= 1
     path.write_bytes(raw)
     torch.load(path, weights_only=True)  # torch itself notices nothing
 
