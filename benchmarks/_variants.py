@@ -11,6 +11,7 @@ import _common as common
 import torch
 
 from mdistiller.engine import BaseTrainer
+from mdistiller.engine.epoch import measure
 from mdistiller.engine.finite import FiniteWatch
 from mdistiller.engine.trainer import StepResult
 from mdistiller.engine.utils import DeviceMeter, accuracy
@@ -61,7 +62,7 @@ class TrainerStep:
         target, size = batch["target"], len(batch["target"])
         result = self.trainer.train_iter(batch, 1)
         self.steps += 1
-        self.meter.update(self.trainer._measure(result, target), size)
+        self.meter.update(measure(result, target), size)
         self.diagnostics.update(result.diagnostics)
         self.watch.update({**result.losses, **result.gradients}, self.steps)
 

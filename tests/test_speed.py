@@ -165,7 +165,7 @@ def trained(tmp_path, *opts, epochs: int = 2, cls=CrossBatchKD, resume: bool = F
     )
     data = ListLoader([(*pair, torch.arange(16)) for pair in data], auxiliary)
     trainer = CrossBatchTrainer("run", cls(student, unlike_new(teacher), cfg), data, data[:1], cfg)
-    trainer.train(resume=resume)
+    trainer.train(resume=resume, allow_changes=resume)
     return trainer
 
 

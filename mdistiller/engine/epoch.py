@@ -54,7 +54,7 @@ class EpochSums:
         """One step on ``images`` images with the labels ``target`` [B]; stays on the device."""
         self.steps += 1
         self.images += images
-        self.metrics.update(_measure(result, target), images)
+        self.metrics.update(measure(result, target), images)
         self.diagnostics.update(result.diagnostics)
         self.window.update(result.diagnostics)
         self.finite.update({**result.losses, **result.gradients}, self.steps)
@@ -71,7 +71,7 @@ class EpochSums:
             getattr(self, name).load_state_dict(state[name])
 
 
-def _measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
+def measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
     top1, top5 = accuracy(result.logits.detach(), target, topk=(1, 5))
     losses = {name: loss.detach().mean() for name, loss in result.losses.items()}
     return {
