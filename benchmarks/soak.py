@@ -249,6 +249,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
+    """Train for the time asked for, write what was sampled, and exit with 1 if it grew."""
     args = parse_arguments(argv)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -214,6 +214,7 @@ def report(result: dict[str, Any], markdown: bool) -> str:
 
 
 def parse() -> argparse.Namespace:
+    """The command line, checked as far as argparse can."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mdistiller.engine.cfg import dump_cfg, load_cfg
+from mdistiller.engine.lock import claim, is_locked
 from mdistiller.errors import CheckpointError, ConfigError
 from mdistiller.experiments import Request, describe, make_plan
 from mdistiller.experiments.estimate import disk_of, network_size, work_of
 from mdistiller.experiments.job import Job, identity, identity_hash
-from mdistiller.experiments.lock import claim, is_locked
 from mdistiller.experiments.plan import scaled_epochs
 from mdistiller.experiments.plan_file import load_plan, save_plan
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdistiller.engine.lock import is_locked
 from mdistiller.experiments import Request, make_plan
-from mdistiller.experiments.lock import is_locked
 from mdistiller.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mdistiller.engine.lock import claim, is_locked
 from mdistiller.experiments import make_plan
 from mdistiller.experiments.job import Job
-from mdistiller.experiments.lock import claim, is_locked
 from mdistiller.experiments.schedule import Schedule
 
 from .test_plan import finish, request

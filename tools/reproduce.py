@@ -79,6 +79,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 @exit_on_error
 def main() -> None:
+    """Plan, train what is missing, and say how it went."""
     args = parse_arguments()
     _check(args)
     request = Request(

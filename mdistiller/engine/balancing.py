@@ -86,10 +86,9 @@ class WeightedSumTrainer(BaseTrainer):
         supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
         weights = self.weights(loss_values(self.world, supervised, distillation), epoch)
         self._gradients.backward_weighted((supervised, distillation), weights.unbind())
-        if self.world.size > 1:
-            # Not those of the weights, which every process has computed from the whole batch.
-            networks = (*self._gradients.theta, *self._gradients.extra)
-            self.world.sum_([p.grad for p in networks if p.grad is not None])
+        # Not those of the weights, which every process has computed from the whole batch.
+        networks = (*self._gradients.theta, *self._gradients.extra)
+        self.world.sum_([p.grad for p in networks if p.grad is not None])
         return StepResult(
             logits,
             losses,

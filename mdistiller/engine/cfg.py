@@ -24,8 +24,9 @@ CROSSBATCH_PREFIX = "CROSSBATCH_"
 # The nodes that configure the trainer of the same name.
 _TRAINER_NODES = ("MULTITASK", "GRADNORM", "UNCERTAINTY", "GRADIENT_COSINE", "DISTILL_DECAY")
 
-# Keys that say where things lie or how they are called, not what is computed.
-_NOT_IN_NAME = (
+# Keys that say where things lie or how they are called: no change of them changes a number
+# (of the teacher its weights count, not where they lie). The keys of LOG are of this kind, too.
+PLACES = (
     "EXPERIMENT.PROJECT",
     "EXPERIMENT.NAME",
     "EXPERIMENT.TAG",
@@ -81,6 +82,6 @@ def experiment_name(cfg: Config, opts: list[str] | tuple[str, ...] = ()) -> str:
         name += ",".join(
             f"{key}:{value}"
             for key, value in pairs
-            if key not in _NOT_IN_NAME and not key.startswith("LOG.")
+            if key not in PLACES and not key.startswith("LOG.")
         )
     return f"{cfg.EXPERIMENT.PROJECT}/{name.replace('/', '_')}"

@@ -7,11 +7,7 @@ from pathlib import Path
 from mdistiller.errors import MdistillerError
 
 from .files import remove_unfinished
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind: no protection there.
-    fcntl = None
+from .lock import claim
 
 
 class RunLock:
@@ -21,17 +17,12 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / ".lock").open("w")
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
+        self._file = claim(folder / ".lock")
+        if self._file is None:
             raise MdistillerError(
                 f"another process is training in {folder}; wait for it, "
                 "or give this run another EXPERIMENT.NAME"
-            ) from None
+            )
 
     def release(self) -> None:
         self._file.close()

@@ -76,6 +76,5 @@ def loss_values(world: World, supervised: Tensor, distillation: Tensor) -> Tenso
         supervised, distillation: of this process, scaled by its share of the batch.
     """
     values = torch.stack([supervised.detach(), distillation.detach()])
-    if world.size > 1:
-        world.sum_([values])
+    world.sum_([values])
     return values

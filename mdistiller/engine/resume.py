@@ -10,18 +10,7 @@ from torch import nn
 
 from mdistiller.errors import CheckpointError, ConfigError
 
-from .cfg import CFG, used_groups
-
-# Keys that say where things lie or how they are called: no change of them changes a number.
-_HARMLESS = (
-    "EXPERIMENT.PROJECT",
-    "EXPERIMENT.NAME",
-    "EXPERIMENT.TAG",
-    "DATASET.ROOT",
-    "DATASET.NUM_WORKERS",
-    "DISTILLER.TEACHER_CKPT",  # the weights' hash is compared instead
-    "SOLVER.DEVICE",
-)
+from .cfg import CFG, PLACES, used_groups
 
 
 def relevant_config(cfg: Any, processes: int = 1) -> dict[str, Any]:
@@ -33,7 +22,7 @@ def relevant_config(cfg: Any, processes: int = 1) -> dict[str, Any]:
     keys = {
         key: value
         for key, value in used_groups(cfg).leaves().items()
-        if key not in _HARMLESS and not key.startswith("LOG.")
+        if key not in PLACES and not key.startswith("LOG.")
     }
     return {**keys, "PROCESSES": processes}
 

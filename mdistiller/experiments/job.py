@@ -11,25 +11,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import mdistiller
-from mdistiller.engine.cfg import CFG, dump_cfg, experiment_name, load_cfg
+from mdistiller.engine.cfg import CFG, experiment_name, load_cfg, used_groups
+from mdistiller.engine.lock import is_locked
 from mdistiller.engine.records import read_metrics
 from mdistiller.errors import ConfigError
-
-from .lock import is_locked
 
 LOG_LINES = 8
 PARENT = "PARENT"
 STATES = ("done", "running", "failed", "waiting")
 
-# Keys that say where things lie or how they are called; no result depends on them.
-_PLACES = (
-    "EXPERIMENT.PROJECT",
-    "EXPERIMENT.NAME",
-    "EXPERIMENT.TAG",
-    "DATASET.ROOT",
-    "DATASET.NUM_WORKERS",
-    "SOLVER.DEVICE",
-)
 _TEACHER_FILE = "DISTILLER.TEACHER_CKPT"
 _LOG_RULE = "---- process started"
 
@@ -42,15 +32,10 @@ def identity(cfg: Any) -> dict[str, Any]:
     planned teacher's folder is named by its own identity), not where that folder lies.
     """
     defaults = CFG.leaves()
-    # A run's own groups are those that its config.yaml shows.
-    shown = {line.split(":")[0] for line in dump_cfg(cfg).splitlines() if line[:1].isalpha()}
     found = {
         key: value
-        for key, value in cfg.leaves().items()
-        if key.split(".")[0] in shown
-        and key not in _PLACES
-        and not key.startswith("LOG.")
-        and value != defaults[key]
+        for key, value in used_groups(cfg).leaves().items()
+        if key not in _PLACES and not key.startswith("LOG.") and value != defaults[key]
     }
     if _TEACHER_FILE in found:
         found[_TEACHER_FILE] = "/".join(Path(found[_TEACHER_FILE]).parts[-2:])
@@ -89,7 +74,7 @@ class Job:
 
     @property
     def claim_file(self) -> Path:
-        """Locked by the process that looks after this job, see :func:`~.lock.claim`."""
+        """Locked by the process that looks after this job, see :func:`~mdistiller.engine.lock.claim`."""
         return self.folder.parent / ".claims" / self.folder.name
 
     # ---- state ---------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
+from mdistiller.engine.lock import claim, is_locked
+
 from .job import Job
-from .lock import claim, is_locked
 
 _POLL_SECONDS = 0.2
 _LOOK_ELSEWHERE_SECONDS = 5.0

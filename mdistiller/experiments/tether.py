@@ -37,9 +37,9 @@ def main(parent: int, cfg_file: str, opts: tuple[str, ...]) -> None:
     tether_to(parent)
     # Only now, for they take seconds, in which the parent may end.
     from mdistiller.engine.command import main as train
+    from mdistiller.engine.lock import is_locked
 
     from .job import Job
-    from .lock import is_locked
 
     job = Job(cfg_file, opts)
     if job.result() is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .comparison import RULES, at_equal_epochs, at_equal_time, compare_rows, costs
+from .comparison import RULES, Comparison, at_equal_epochs, at_equal_time, compare_rows, costs
 from .document import Block, Document, Heading, Listing, Picture, Text
 from .facts import facts, state_lines
 from .figures import Drawn
@@ -104,11 +104,15 @@ def _differences(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> 
     yield Text(_INTERVAL.format(word=plan.column_word))
     for rule, comparisons in found.items():
         what = f"percentage points of test top-1, {RULE_TEXT[rule]}"
-        yield pooled_table(plan, comparisons, f"Mean paired difference, {what}")
-        caption = f"Paired difference (n) with its 95 % CI per {plan.column_word}, {what}"
-        yield difference_table(plan, comparisons, caption)
+        yield from _pooled_and_single(plan, comparisons, what)
     if "differences" in pictures:
         yield pictures["differences"]
+
+
+def _pooled_and_single(plan: Plan, comparisons: list[Comparison], what: str) -> Iterator[Block]:
+    yield pooled_table(plan, comparisons, f"Mean paired difference, {what}")
+    caption = f"Paired difference (n) with its 95 % CI per {plan.column_word}, {what}"
+    yield difference_table(plan, comparisons, caption)
 
 
 def _dynamics(pictures: dict[str, Picture]) -> Iterator[Block]:
@@ -131,8 +135,6 @@ def _equal_time(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> I
         found = {}
     for rule, comparisons in found.items():
         what = f"percentage points at equal training time, {_BY_THEN[rule]}"
-        yield pooled_table(plan, comparisons, f"Mean paired difference, {what}")
-        caption = f"Paired difference (n) with its 95 % CI per {plan.column_word}, {what}"
-        yield difference_table(plan, comparisons, caption)
+        yield from _pooled_and_single(plan, comparisons, what)
     if "equal_time" in pictures:
         yield pictures["equal_time"]
