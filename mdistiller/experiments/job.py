@@ -74,7 +74,7 @@ class Job:
 
     @property
     def claim_file(self) -> Path:
-        """Locked by the process that looks after this job, see :func:`~mdistiller.engine.lock.claim`."""
+        """Locked by the process that looks after this job, see ``engine.lock.claim``."""
         return self.folder.parent / ".claims" / self.folder.name
 
     # ---- state ---------------------------------------------------------------------------
