@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import mdistiller
-from mdistiller.engine.cfg import CFG, experiment_name, load_cfg, used_groups
+from mdistiller.engine.cfg import CFG, PLACES, experiment_name, load_cfg, used_groups
 from mdistiller.engine.lock import is_locked
 from mdistiller.engine.records import read_metrics
 from mdistiller.errors import ConfigError
@@ -35,7 +35,9 @@ def identity(cfg: Any) -> dict[str, Any]:
     found = {
         key: value
         for key, value in used_groups(cfg).leaves().items()
-        if key not in _PLACES and not key.startswith("LOG.") and value != defaults[key]
+        if (key not in PLACES or key == _TEACHER_FILE)
+        and not key.startswith("LOG.")
+        and value != defaults[key]
     }
     if _TEACHER_FILE in found:
         found[_TEACHER_FILE] = "/".join(Path(found[_TEACHER_FILE]).parts[-2:])
