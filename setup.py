@@ -11,6 +11,8 @@ REQUIREMENTS = [
     for line in (HERE / "requirements.txt").read_text().splitlines()
     if line and not line.startswith("#")
 ]
+# Solvers of torchjd's CAGrad, NashMTL, UPGrad and DualProj.
+WEIGHTINGS = ["cvxpy>=1.4", "ecos>=2.0.14", "qpsolvers>=4.0", "quadprog>=0.1.12"]
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "mdistiller/__init__.py").read_text())[1]
 
 setup(
@@ -27,7 +29,9 @@ setup(
         "test": [
             *("pytest>=8", "pytest-cov>=5", "pytest-xdist>=3.5", "hypothesis>=6.100"),
             *("ray>=2.40", "ruff>=0.6"),
+            *WEIGHTINGS,
         ],
+        "weightings": WEIGHTINGS,
         "ray": ["ray>=2.40"],
         "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"],
     },

@@ -177,6 +177,21 @@ def test_list_names_everything():
     assert "`" not in done.stdout
 
 
+def test_reader_of_the_output_may_leave():
+    """As ``| head`` does."""
+    with subprocess.Popen(
+        command("train.py", "--list"),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_eval_prints_a_json_line(teacher):
     done = run("eval.py", "-m", "resnet20", "-c", str(teacher), "-d", "digits", "-bs", "50")
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -159,6 +160,13 @@ class PairAggregator:
 
     @staticmethod
     def _combine(module, rows: Tensor, products: Tensor) -> tuple[Tensor, Tensor | None]:
+        with warnings.catch_warnings():
+            # NashMTL's problem, as torchjd states it; nothing that a user could do about it.
+            warnings.filterwarnings("ignore", "(?s).*parameterized problem that is not DPP")
+            return PairAggregator._combine_rows(module, rows, products)
+
+    @staticmethod
+    def _combine_rows(module, rows: Tensor, products: Tensor) -> tuple[Tensor, Tensor | None]:
         if isinstance(module, torchjd.GramianWeightedAggregator):
             return module.gramian_weighting(products), None
         if isinstance(module, torchjd.WeightedAggregator):
