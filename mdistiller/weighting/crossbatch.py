@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .gramian import solve_dtype
-from .readings import READINGS, orthogonal
+from .readings import READINGS, inverse_above, orthogonal
 
 # |g_w| of unit gradients under which the combination counts as vanished: beyond, the
 # rounding errors of single-precision gradients would be the update's direction.
@@ -126,7 +126,6 @@ class CrossBatchWeighting:
         self._average = state["average"]
         self._steps = state["steps"]
 
-    @torch.no_grad()
     def __call__(self, gramian: Tensor) -> CrossBatchWeights:
         """Solve one step.
 
@@ -135,7 +134,7 @@ class CrossBatchWeighting:
                 a zero third row and column stands for "no reference".
 
         Returns:
-            The weights, in the Gramian's dtype (clamped to its finite range).
+            The weights, in the Gramian's dtype (a narrow one's finite range is kept to).
 
         Raises:
             ValueError: ``gramian`` is not a floating-point 3 x 3 matrix.
@@ -145,11 +144,11 @@ class CrossBatchWeighting:
                 "gramian must be a floating-point tensor of shape (3, 3), "
                 f"not {gramian.dtype} {tuple(gramian.shape)}"
             )
-        g = gramian.to(solve_dtype(gramian.device))
+        g = gramian.detach().to(solve_dtype(gramian.device))
         # Whole vectors and matrices where it can be: a step waits for every one of these calls.
-        norms = _Norms.of(g.diagonal().clamp_min(0).sqrt())
+        norms = _Norms.of(g.diagonal())
         cosines = (g * norms.inverse[:, None] * norms.inverse).clamp(-1.0, 1.0)
-        (_, c_12, c_ce), (_, _, c_kd) = (row.unbind() for row in cosines.unbind()[:2])
+        _, c_12, c_ce, _, _, c_kd = cosines.view(9)[:6].unbind()
         w_ce = self._solve(norms, c_ce, c_kd, c_12)
         w_kd = 1 - w_ce
         solution = self._stabilized if self.stabilize else self._unstabilized
@@ -199,7 +198,8 @@ class CrossBatchWeighting:
         # |x u + y v|^2 of unit vectors u, v with cosine c, for both pairs at once; not as
         # x^2 + y^2 + 2 x y c, which cancels for opposite ones, and so that no term is negative.
         x, y = pairs.unbind(1)
-        squared = torch.addcmul((x - y).square(), x * y, 1 + c_12, value=2)
+        gap = x - y
+        squared = torch.addcmul(gap * gap, x * y, 1 + c_12, value=2)
         return pairs[0] * norms.inverse[:2], *squared.sqrt().unbind()
 
     def _stabilized(
@@ -207,8 +207,7 @@ class CrossBatchWeighting:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 10-11: A, B and lambda."""
         direction, length, twice_g0 = self._direction(norms, c_12, w_ce, w_kd)
-        scale = twice_g0 * (self.alpha / 2) / length.clamp_min(_VANISHED)
-        correction = direction * torch.where(length <= _VANISHED, 0.0, scale)
+        correction = direction * (twice_g0 * (self.alpha / 2) * inverse_above(length, _VANISHED))
         # Eq. 9 makes the preferred loss's coefficient in g_w 1, so its share is lambda.
         lam = correction[0 if self.prefer == "ce" else 1]
         both = correction + 0.5
@@ -244,9 +243,11 @@ class _Norms:
     inverse: Tensor
 
     @classmethod
-    def of(cls, norms: Tensor) -> _Norms:
-        inverse = torch.where(norms > 0, norms.reciprocal(), 0.0)
-        return cls(*norms.unbind(), inverse)
+    def of(cls, squared: Tensor) -> _Norms:
+        squared = squared.clamp_min(0)
+        norms = squared.sqrt()
+        smallest = torch.finfo(squared.dtype).tiny
+        return cls(*norms.unbind(), norms / squared.clamp_min(smallest))
 
     def without_zero_gradients(self, w_ce: Tensor) -> Tensor:
         """Give all the weight to the other loss where one gradient is zero."""
@@ -255,6 +256,8 @@ class _Norms:
 
 
 def _in_dtype(dtype: torch.dtype, **values: Tensor) -> CrossBatchWeights:
+    if dtype == values["ce"].dtype:
+        return CrossBatchWeights(**values)
     limit = torch.finfo(dtype).max
     limited = torch.stack(list(values.values())).clamp(-limit, limit).to(dtype)
     return CrossBatchWeights(**dict(zip(values, limited.unbind(), strict=True)))

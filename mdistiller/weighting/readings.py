@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 # Below this the two unit gradients count as one: rounding decides their difference.
 _PARALLEL = 1e-12
@@ -21,8 +22,17 @@ def _clip(t: Tensor) -> Tensor:
 def _ratio(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
     """Quotient, or ``otherwise`` where the denominator is 0; no branch, so no host read."""
     zero = denominator == 0
-    quotient = numerator / torch.where(zero, 1.0, denominator)
-    return torch.where(zero, otherwise, quotient)
+    quotient = numerator / denominator.masked_fill(zero, 1.0)
+    return quotient.masked_fill(zero, otherwise)
+
+
+def inverse_above(x: Tensor, limit: float) -> Tensor:
+    """1 / x where x > limit >= 0, else 0.
+
+    Two calls of the library fewer than with a mask; the solver's time is their number.
+    """
+    above = x.clamp_min(limit)
+    return hardshrink(x, limit) / (above * above)
 
 
 def orthogonal(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
@@ -33,9 +43,8 @@ def orthogonal(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor
 
 def align(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
     """argmin of the distance of w_ce u_ce + w_kd u_kd to the unit reference, u unit gradients."""
-    gap = 1 - c_12
-    t = 0.5 + (c_ce - c_kd) / (2 * gap.clamp_min(_PARALLEL))
-    return torch.where(gap <= _PARALLEL, 0.5, _clip(t))
+    inverse_gap = inverse_above(1 - c_12, _PARALLEL)
+    return _clip(0.5 + (c_ce - c_kd) * inverse_gap * 0.5)
 
 
 def cone(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
