@@ -4,8 +4,9 @@ Everything runs in one process, taking turns, so that a slower moment of the mac
 a ratio is taken within each round. "upstream" is a vanilla step as mdistiller takes it: PyTorch's
 memory layout, single precision, a plain teacher, metrics read every step. A cross-batch step is
 also split into its parts, the solver is timed alone, and each variant's peak memory is measured
-in a process of its own. "upstream, own process" takes its turns in a second process, which has
-glibc's allocator as mdistiller finds it; all others have this project's settings.
+in processes of its own: with this project's allocator settings, and with an allocator that gives
+freed memory back at once ("of tensors"). "upstream, own process" takes its turns in a second
+process, which has glibc's allocator as mdistiller finds it; all others have this project's settings.
 --markdown prints what docs/performance.md shows.
 
 example:
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,13 +155,27 @@ def solvers(repeats: int = 300) -> dict[str, float]:
     return {name: common.quartiles(values)[1] for name, values in times.items()}
 
 
-def peak_memory(args: argparse.Namespace, method: str) -> Iterator[tuple[str, float]]:
-    """MiB that each variant adds to a process that has done nothing but import."""
+# An allocator that gives freed memory back at once, so that the peak is what the tensors need.
+SMALL_PAGES = {
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "THP_MEM_ALLOC_ENABLE": "0",
+}
+
+
+def peak_memory(args: argparse.Namespace, method: str) -> Iterator[tuple[str, list[float]]]:
+    """MiB that each variant adds to a process that has done nothing but import.
+
+    The first with this project's allocator settings, the second with :data:`SMALL_PAGES`.
+    """
     for name in args.variants:
         command = [*child(args, method), "--memory-of", name]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
-            yield name, float(done.stdout)
+        runs = [
+            subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
+            for settings in ({}, SMALL_PAGES)
+        ]
+        if not any(run.returncode for run in runs):
+            yield name, [float(run.stdout) for run in runs]
 
 
 def own_peak(args: argparse.Namespace, device: torch.device) -> float:
@@ -182,7 +198,8 @@ def report(result: dict[str, Any], markdown: bool) -> str:
         low, middle, high = (f"{v:.{digits}f}" for v in values)
         return f"{middle} ({low} to {high})"
 
-    header = ("variant", "ms a step", "/ upstream", "/ own vanilla", "by MACs", "peak MiB")
+    header = ("variant", "ms a step", "/ upstream", "/ own vanilla", "by MACs")
+    header += ("peak MiB", "of tensors")
     parts = [common.describe(result["machine"])]
     for method, found in result["methods"].items():
         memory = found["memory"]
@@ -193,7 +210,8 @@ def report(result: dict[str, Any], markdown: bool) -> str:
                 spread(row.get("to_upstream"), 3),
                 spread(row.get("to_vanilla"), 3),
                 f"{row['by_macs']:.3f}",
-                f"{memory[row['variant']]:.0f}" if row["variant"] in memory else "-",
+                *(f"{peak:.0f}" for peak in memory.get(row["variant"], ())),
+                *("-" for _ in header[5:] if row["variant"] not in memory),
             )
             for row in found["variants"]
         ]
