@@ -6,7 +6,8 @@ memory layout, single precision, a plain teacher, metrics read every step. A cro
 also split into its parts, the solver is timed alone, and each variant's peak memory is measured
 in processes of its own: with this project's allocator settings, and with an allocator that gives
 freed memory back at once ("of tensors"). "upstream, own process" takes its turns in a second
-process, which has glibc's allocator as mdistiller finds it; all others have this project's settings.
+process, which has glibc's allocator as mdistiller finds it; the others have this project's
+settings.
 --markdown prints what docs/performance.md shows.
 
 example:
