@@ -44,10 +44,11 @@ coverage: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) --cov=mdistiller --cov-fail-under=90 \
 		--cov-report=term-missing:skip-covered
 
-# Needs a network that reaches an advisory service.
+# Needs a network that reaches an advisory service; strict, or else it succeeds without one.
 audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --skip-editable
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/frozen.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps -r $(VENV)/frozen.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +14,8 @@ from ..statistics import Interval
 from .style import legend, line_style, row_styles, styled
 
 _GREY = "#50565e"
+# Times the median reach of the panels, beyond which one has a scale of its own.
+_FAR = 4
 
 
 def preference(plan: Plan, rule: str) -> Figure | None:
@@ -53,7 +57,7 @@ def differences(plan: Plan, rule: str) -> Figure | None:
         down = -(-len(found) // across)
         height = 0.26 * (len(plan.columns) + 1) + 1.1
         figure = Figure(figsize=(max(2.3 * across + 1.6, 6), height * down), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        grid = figure.subplots(down, across, squeeze=False, sharey=True)
         styles = row_styles(plan)
         names = [c.label for c in plan.columns] + [f"mean over {plan.column_word}s"]
         for axes, comparison in zip(grid.flat, found, strict=False):
@@ -70,9 +74,22 @@ def differences(plan: Plan, rule: str) -> Figure | None:
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.set_xlabel("percentage points")
+        _share_scale(grid.flat[: len(found)])
         for axes in grid.flat[len(found) :]:
             axes.set_axis_off()
     return figure
+
+
+def _share_scale(panels: Sequence[Axes]) -> None:
+    """One scale for all panels but those whose differences would flatten the others'."""
+    reach = np.array([np.abs(axes.get_xlim()).max() for axes in panels])
+    usual = reach <= _FAR * np.median(reach)
+    alike = [axes for axes, one in zip(panels, usual, strict=True) if one]
+    low, high = (pick(axes.get_xlim()[i] for axes in alike) for i, pick in enumerate((min, max)))
+    for axes in alike:
+        axes.set_xlim(low, high)
+    for axes in (axes for axes, one in zip(panels, usual, strict=True) if not one):
+        axes.set_xlabel("percentage points\n(a scale of its own)")
 
 
 def _draw_interval(axes: Axes, y: int, interval: Interval, colour: str, marker: str) -> None:

@@ -62,6 +62,8 @@ def _draw(plan: Plan, quantities: Sequence[tuple[str, str]]) -> Figure | None:
                         draw_band(axes, epochs, values, styles[row.key], row.label)
                 if axes.get_subplotspec().is_first_col():
                     axes.set_ylabel(label)
+                if key == "conflict":
+                    axes.set_ylim(bottom=0)
                 integer_ticks(axes)
             epoch_axis(own[-1])
         legend(figure, [axes for own in grid for axes in own])
