@@ -62,7 +62,7 @@ def test_images_show_the_characters():
 def test_a_character_is_its_own_reduced_drawing():
     """Against Pillow's own drawing of the outline, enlarged and averaged in another way."""
     (face,) = render_file(FONTS / "DejaVuSans.ttf")
-    font = ImageFont.truetype(FONTS / "DejaVuSans.ttf", 1024, layout_engine=0)
+    font = ImageFont.truetype(str(FONTS / "DejaVuSans.ttf"), 1024, layout_engine=0)
     for character in "gQ%@&":
         mask, _ = font.getmask2(character, mode="L")
         large = np.asarray(mask, dtype=float).reshape(mask.size[::-1])
