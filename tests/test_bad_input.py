@@ -18,11 +18,14 @@ import torch
 from PIL import Image
 
 from mdistiller.dataset import ImageArray, Recipe, array_loaders, dataset_dict
+from mdistiller.dataset._font_packages import folder_packages
+from mdistiller.dataset._glyph_build import build_glyphs
 from mdistiller.engine.command import main as train
 from mdistiller.models import build_model
-from tools import download_teachers, export, visualize
+from tools import download_teachers, export, make_glyphs, visualize
 from tools import eval as evaluation
 
+from .glyph_fonts import fake_dpkg, font_folder
 from .test_dataset_sets import Cifar, flip_a_byte
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -344,6 +347,38 @@ def test_image_that_cannot_be_decoded(tools):
     assert "b2.JPEG" in outcome[1]
 
 
+def test_glyphs(tools, tmp_path):
+    opts = (VANILLA, "DATASET.TYPE", "glyphs", "DATASET.ROOT", tmp_path)
+    assert_row("data: no glyphs built", tools.train(*opts))
+    build_glyphs(folder_packages(font_folder(tmp_path / "fonts")), tmp_path / "glyphs")
+    flip_a_byte(tmp_path / "glyphs" / "train.npy")
+    assert_row("data: a bit flipped in the glyphs", tools.train(*opts))
+
+
+def test_font_packages(tools, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(fake_dpkg(tmp_path, font_folder(tmp_path / "fonts"))))
+    names = tmp_path / "names"
+    names.write_text("fonts-roman\nfonts-missing\n")
+    outcome = tools.call(
+        make_glyphs.main, "--packages", names, "--out", tmp_path / "glyphs", "--workers", 1
+    )
+    assert_row("data: font packages that are not installed", outcome)
+    assert not (tmp_path / "glyphs").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "holdout"),
+    [
+        ("data: a subset larger than the training set", 0),
+        ("data: a subset and held-out images that overlap", 20),
+    ],
+)
+def test_subsets(row, holdout, tools):
+    subset = 30 if holdout else 42
+    outcome = tools.train(VANILLA, "DATASET.SUBSET", subset, "DATASET.HOLDOUT", holdout)
+    assert_row(row, outcome)
+
+
 class SomeNaN:
     """A loader whose second batch has a NaN from epoch 2 on."""
 
@@ -453,4 +488,4 @@ def test_every_row_of_the_table_is_tested():
     unnamed.add("checkpoint: of another number of classes")  # all three: see test_checkpoint
     assert unnamed <= set(ROWS)
     assert [row for row in ROWS if f'"{row}"' not in source and row not in unnamed] == []
-    assert len(ROWS) == 29
+    assert len(ROWS) == 34

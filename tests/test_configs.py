@@ -37,10 +37,11 @@ MODELS = {
     "cifar100": cifar_model_dict,
     "digits": cifar_model_dict,
     "fashion_mnist": cifar_model_dict,
+    "glyphs": cifar_model_dict,
     "tiny_imagenet": tiny_imagenet_model_dict,
     "imagenet": imagenet_model_dict,
 }
-SMALL = ("digits", "fashion_mnist")
+SMALL = ("digits", "fashion_mnist", "glyphs")
 
 
 def raw(file: str) -> dict[str, Any]:
@@ -248,7 +249,7 @@ def test_tiny_imagenet_recipe_is_that_of_the_dot_files(student: str) -> None:
 def test_every_distilling_baseline_has_a_twin() -> None:
     plain = set(DISTILLING) & set(OWN) - set(TWINS) - set(WEIGHTED)
     assert {baseline_of(f) for f in TWINS} == plain
-    assert len(TWINS) == len(plain) == 36 + 3 + 5 + 5
+    assert len(TWINS) == len(plain) == 36 + 3 + 5 + 5 + 5
 
 
 @pytest.mark.parametrize("file", TWINS)

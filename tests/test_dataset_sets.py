@@ -63,7 +63,8 @@ def _no_network(monkeypatch) -> None:
 
 
 def test_names_of_the_data_sets():
-    assert set(dataset_dict) == {"cifar100", "fashion_mnist", "digits", "tiny_imagenet", "imagenet"}
+    in_memory = {"cifar100", "fashion_mnist", "digits", "glyphs"}
+    assert set(dataset_dict) == {*in_memory, "tiny_imagenet", "imagenet"}
 
 
 def test_unknown_name_lists_the_valid_ones():

@@ -172,7 +172,7 @@ def test_wandb_without_a_login_stays_offline(tmp_path):
 def test_list_names_everything():
     done = run("train.py", "--list")
     assert done.returncode == 0, done.stderr
-    for words in ("CROSSBATCH_KDSVD", "crd_dot", "fashion_mnist", "resnet56", "0.86 M", "125.8 M"):
+    for words in ("CROSSBATCH_KDSVD", "crd_dot", "glyphs", "resnet56", "0.86 M", "125.8 M"):
         assert words in done.stdout
     assert "`" not in done.stdout
 

@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import cifar100, digits, fashion_mnist, imagenet, tiny_imagenet  # noqa: F401 (registers)
+from . import (  # noqa: F401 (registers)
+    cifar100,
+    digits,
+    fashion_mnist,
+    glyphs,
+    imagenet,
+    tiny_imagenet,
+)
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
 from ._contrastive import ContrastiveSampler, ContrastiveSettings
 from ._folder import FolderLoader, folder_loaders
@@ -38,9 +45,10 @@ __all__ = [
 def get_dataset(cfg: Any) -> tuple[Loader, Loader, int, int]:
     """The loaders of ``cfg.DATASET.TYPE``.
 
-    Sets in memory (cifar100, fashion_mnist, digits) live on ``SOLVER.DEVICE`` and use no worker
-    processes, so ``DATASET.NUM_WORKERS`` has no effect on them. A batch size beyond the number
-    of images gives one batch with all of them.
+    Sets in memory (cifar100, fashion_mnist, glyphs, digits) live on ``SOLVER.DEVICE`` and use no
+    worker processes, so ``DATASET.NUM_WORKERS`` has no effect on them. A batch size beyond the
+    number of images gives one batch with all of them. With ``DATASET.HOLDOUT`` the second loader
+    has training images that are held out, not the test images.
 
     Args:
         cfg: reads DATASET, SOLVER.BATCH_SIZE, SOLVER.DEVICE, EXPERIMENT.SEED, DISTILLER.TYPE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mdistiller.errors import DataError
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
+from ._selection import select
 
 
 class ImageArray(Dataset):
@@ -25,7 +27,7 @@ class ImageArray(Dataset):
         images: [N, 3, H, W] uint8.
         targets: class labels [N].
         num_classes: the labels lie in 0..num_classes - 1.
-        padding: width of a black border that is kept in memory around each image, for crops.
+        padding: width of a black border around each image, for crops.
 
     Raises:
         DataError: no images, labels out of range, or shapes and types other than these.
@@ -42,14 +44,31 @@ class ImageArray(Dataset):
         self.targets = targets.long()
         self.num_classes = num_classes
         self.padding = padding
-        self.padded = F.pad(images, [padding] * 4).contiguous()
+        self._images = images
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """The images with their border [N, 3, H + 2 * padding, W + 2 * padding], contiguous."""
+        padded = F.pad(self._images, [self.padding] * 4).contiguous()
+        height, width = padded.shape[2:]
+        p = self.padding
+        # A view from now on: the images are in memory once.
+        self._images = padded[:, :, p : height - p, p : width - p]
+        return padded
 
     @property
     def images(self) -> Tensor:
-        """The images [N, 3, H, W] uint8 without the border (a view)."""
-        height, width = self.padded.shape[2:]
-        p = self.padding
-        return self.padded[:, :, p : height - p, p : width - p]
+        """The images [N, 3, H, W] uint8 without the border (may be a view)."""
+        return self._images
+
+    def take(self, index: Tensor, padding: int | None = None) -> ImageArray:
+        """A set of the images at ``index`` [M] alone, of the same classes.
+
+        Args:
+            padding: None stands for this set's.
+        """
+        padding = self.padding if padding is None else padding
+        return ImageArray(self._images[index], self.targets[index], self.num_classes, padding)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -156,7 +175,16 @@ def _windows(dataset: ImageArray) -> Tensor:
 def array_loaders(
     cfg: Any, train: ImageArray, val: ImageArray, recipe: Recipe
 ) -> tuple[ArrayLoader, ArrayLoader, int, int]:
-    """What ``get_dataset`` returns, for two sets in memory."""
+    """What ``get_dataset`` returns, for two sets in memory.
+
+    Raises:
+        DataError: more images are to be chosen or held out than there are.
+    """
+    chosen = select(cfg, train.targets)
+    if chosen.holdout is not None:
+        val = train.take(chosen.holdout, padding=0)
+    if chosen.train is not None:
+        train = train.take(chosen.train)
     device, seed = resolve_device(cfg.SOLVER.DEVICE), cfg.EXPERIMENT.SEED
     train_loader = ArrayLoader(
         train,

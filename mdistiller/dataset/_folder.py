@@ -22,6 +22,7 @@ from mdistiller.seeding import derive_seed
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
+from ._selection import select
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -160,9 +161,12 @@ def leave_out_broken(folder: ImageFolder, num_workers: int) -> None:
     more = ", ..." if len(broken) > 3 else ""
     names = ", ".join(Path(b.path).name for b in broken[:3])
     warnings.warn(f"{counted} and are left out: {names}{more}; the first is {first}", stacklevel=3)
-    folder.samples = [s for s, r in zip(folder.samples, found, strict=True) if r is None]
-    folder.imgs = folder.samples
-    folder.targets = [target for _, target in folder.samples]
+    _keep(folder, [s for s, r in zip(folder.samples, found, strict=True) if r is None])
+
+
+def _keep(folder: ImageFolder, samples: list[tuple[str, int]]) -> None:
+    folder.samples = folder.imgs = samples
+    folder.targets = [target for _, target in samples]
 
 
 @contextmanager
@@ -197,7 +201,8 @@ def folder_loaders(
     """What ``get_dataset`` returns, for ``root/train`` and ``root/val``.
 
     Raises:
-        DataError: a folder is missing or empty, or the two have different classes.
+        DataError: a folder is missing or empty, the two have different classes, or more images
+            are to be chosen or held out than there are.
     """
     train = _open_folder(root / "train", train_transform)
     val = _open_folder(root / "val", val_transform)
@@ -209,6 +214,12 @@ def folder_loaders(
     if cfg.DATASET.SKIP_BROKEN:
         for folder in (train, val):
             leave_out_broken(folder, cfg.DATASET.NUM_WORKERS)
+    chosen = select(cfg, torch.tensor(train.targets))
+    if chosen.holdout is not None:
+        val = _open_folder(root / "train", val_transform)
+        _keep(val, [train.samples[i] for i in chosen.holdout])
+    if chosen.train is not None:
+        _keep(train, [train.samples[i] for i in chosen.train])
     shared = {
         "num_workers": cfg.DATASET.NUM_WORKERS,
         "pin_memory": resolve_device(cfg.SOLVER.DEVICE).type == "cuda",

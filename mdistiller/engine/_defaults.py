@@ -23,6 +23,9 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.DATASET.ROOT = "./data"  # added
     cfg.DATASET.NUM_WORKERS = 2
     cfg.DATASET.SKIP_BROKEN = False  # added
+    cfg.DATASET.SUBSET = 0  # added; 0: all training images
+    cfg.DATASET.SUBSET_SEED = 0  # added
+    cfg.DATASET.HOLDOUT = 0  # added; 0: validation on the test images
     cfg.DATASET.TEST = node()
     cfg.DATASET.TEST.BATCH_SIZE = 64
 

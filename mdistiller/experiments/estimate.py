@@ -30,6 +30,7 @@ from .job import Job
 _DATA = {
     "cifar100": (50_000, 10_000, 100),
     "fashion_mnist": (60_000, 10_000, 10),
+    "glyphs": (145_888, 16_168, 94),
     "digits": (1_347, 450, 10),
 }
 _UNKNOWN_DATA = (50_000, 10_000, 100)
@@ -70,6 +71,13 @@ def classes_of(dataset: str) -> int:
     return _DATA.get(dataset, _UNKNOWN_DATA)[2]
 
 
+def images_of(cfg: Any) -> tuple[int, int]:
+    """How many images an epoch trains on and validates on."""
+    total, tested, _ = _DATA.get(cfg.DATASET.TYPE, _UNKNOWN_DATA)
+    holdout = cfg.DATASET.HOLDOUT
+    return cfg.DATASET.SUBSET or total - holdout, holdout or tested
+
+
 @dataclass(frozen=True)
 class Work:
     """Multiply-accumulates of a whole run in its teacher and in its student."""
@@ -85,7 +93,7 @@ class Work:
 def work_of(cfg: Any) -> Work:
     """The cost model of this module's docstring, with one validation pass an epoch."""
     dataset = cfg.DATASET.TYPE
-    images, tested, _ = _DATA.get(dataset, _UNKNOWN_DATA)
+    images, tested = images_of(cfg)
     passes = _STUDENT_PASSES.get(cfg.SOLVER.TRAINER, 3)
     student = network_size(dataset, cfg.DISTILLER.STUDENT).macs
     teacher = 0
@@ -192,7 +200,7 @@ def _kind(cfg: Any) -> tuple[Any, ...]:
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
     return (
         *(cfg.DATASET.TYPE, teacher, cfg.DISTILLER.STUDENT, cfg.DISTILLER.TYPE),
-        *(cfg.SOLVER.TRAINER, cfg.SOLVER.BATCH_SIZE),
+        *(cfg.SOLVER.TRAINER, cfg.SOLVER.BATCH_SIZE, *images_of(cfg)),
     )
 
 
