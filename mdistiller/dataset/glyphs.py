@@ -7,7 +7,6 @@ beyond Debian's packages: many classes resemble one another, and the test's font
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ._render import CHARACTERS, IMAGE_SIZE
 RECIPE = Recipe(mean=(0.1551,) * 3, std=(0.3403,) * 3, flip=False)
 
 FOLDER = "glyphs"
+_CHUNK = 1 << 20
 
 
 @dataset_dict.register("glyphs")
@@ -68,14 +68,18 @@ def _read_hashes(folder: Path) -> dict[str, str]:
 
 
 def _load(path: Path, sha256: str, padding: int) -> ImageArray:
+    digest = hashlib.sha256()
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
     except OSError as error:
         raise _damaged(path, f"cannot be read, {error.strerror}", path.parent) from None
     # Before anything is made of the content.
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if digest.hexdigest() != sha256:
         raise _damaged(path, "corrupt, its SHA-256 is not that of the manifest", path.parent)
-    images = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False)).flatten(0, 1)
+    # Mapped, so that a run on a subset holds in memory what it uses.
+    images = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)).flatten(0, 1)
     grey_as_rgb = images[:, None].expand(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
     targets = torch.arange(len(images)) % len(CHARACTERS)
     return ImageArray(grey_as_rgb, targets, len(CHARACTERS), padding)
