@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -24,7 +24,7 @@ from .determinism import name_nondeterministic
 from .loop import Position
 from .memory import keep_freed_memory
 from .run import Known, build_trainer, say_result
-from .sharing import SharedStream, SharedTeacher, StreamReader, is_frozen
+from .sharing import Shared
 from .signals import StopRequest
 from .trainer import BaseTrainer
 from .utils import say
@@ -56,7 +56,7 @@ def disagreements(settings: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: values for key, values in columns.items() if any(v != values[0] for v in values)}
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """One training of a fleet, and what became of it.
 
@@ -97,24 +97,28 @@ class Fleet:
         members: of settings that agree (:func:`fleet_settings`), each with a folder of its own.
 
     Raises:
-        ConfigError: they do not agree.
+        ConfigError: they do not agree, or LOG.WANDB is on.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
         _refuse_disagreement(members)
+        refuse_wandb(member.cfg for member in members)
         self._time = SharedTime(len(members))
         self._seats = [_Seat(member, self._time.clock()) for member in members]
         self._known = Known()
-        self._streams: dict[Hashable, SharedStream] = {}
-        self._teacher: SharedTeacher | None = None
+        self._shared = Shared(self._time.shared)
         self._stop = StopRequest()
 
-    def train(self) -> None:
+    def train(self, ended: Callable[[Member], None] = lambda member: None) -> None:
         """Train all to their ends, which the members then tell.
+
+        Args:
+            ended: called for each member that is done or has failed, as soon as that is known.
 
         Raises:
             InterruptedRun: SIGINT or SIGTERM came; every member that had begun is saved.
         """
+        self._ended = ended
         keep_freed_memory()
         with self._stop:
             try:
@@ -137,31 +141,13 @@ class Fleet:
             show_cfg(member.cfg)
             seat.trainer = trainer = build_trainer(member.cfg, member.opts, self._known)
             trainer.stop, trainer.clock = self._stop, seat.clock
-            trainer.share_streams(lambda key, loader: self._reader(trainer, key, loader))
+            self._shared.add_streams(trainer)
             seed_everything(derive_seed(member.cfg.EXPERIMENT.SEED, "training"))
             seat.steps = trainer.steps(member.resume)
             self._advance(seat)
-            if seat.active:
-                self._share_teacher(trainer)
-
-    def _reader(self, trainer: BaseTrainer, key: Hashable, loader: Iterable) -> StreamReader:
-        if key not in self._streams:
-
-            def prepare(data: tuple) -> tuple:
-                return tuple(trainer.to_device(data).values())
-
-            self._streams[key] = SharedStream(loader, prepare, self._time.shared)
-        return self._streams[key].reader()
-
-    def _share_teacher(self, trainer: BaseTrainer) -> None:
-        # After its checkpoint was loaded, which holds the teacher's weights.
-        distiller = trainer.distiller
-        if self._teacher is None and is_frozen(distiller):
-            self._teacher = SharedTeacher(distiller, self._time.shared)
-        if self._teacher is not None and self._teacher.suits(distiller):
-            self._teacher.attach(distiller)
-        elif distiller.teacher is not None:
-            say("this run's teacher is not the fleet's, or changes in training: it has its own")
+            # After its checkpoint was loaded, which holds the teacher's weights.
+            if seat.active and not self._shared.add_teacher(trainer.distiller):
+                say("this run's teacher is not the fleet's, or changes in training: it has its own")
 
     def _furthest_behind(self) -> list[_Seat]:
         active = [seat for seat in self._seats if seat.active and seat.steps is not None]
@@ -174,8 +160,7 @@ class Fleet:
         for seat in seats:
             with self._turn(seat):
                 self._advance(seat)
-        if self._teacher is not None:
-            self._teacher.forget()
+        self._shared.end_round()
 
     def _advance(self, seat: _Seat) -> None:
         try:
@@ -202,6 +187,7 @@ class Fleet:
             seat.random = global_state()
         if not seat.active:
             _make_room(seat)
+            self._ended(member)
         if self._stop.at_once:
             raise KeyboardInterrupt
 
@@ -228,6 +214,15 @@ def _make_room(seat: _Seat) -> None:
     if seat.member.error is not None:
         seat.member.error = seat.member.error.with_traceback(None)
         seat.member.error.__context__ = None
+
+
+def refuse_wandb(cfgs: Iterable[Any]) -> None:
+    """Raises ConfigError if a configuration has LOG.WANDB on: one process, one run there."""
+    if any(cfg.LOG.WANDB for cfg in cfgs):
+        raise ConfigError(
+            "LOG.WANDB True: a process reports one run to Weights & Biases at a time, so runs that "
+            "share a teacher cannot; leave it False, or train them separately"
+        )
 
 
 def _refuse_disagreement(members: Sequence[Member]) -> None:

@@ -6,9 +6,9 @@ is made anew for the next one who asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from mdistiller.distillers import Distiller
 
 from .epoch import epoch_of
 from .precision import FloatFeatures, same_tensors
+
+if TYPE_CHECKING:
+    from .trainer import BaseTrainer
 
 _Timed = Callable[[], AbstractContextManager[None]]
 
@@ -147,10 +150,50 @@ class SharedTeacher:
         distiller.run_teacher = self
 
 
+class Shared:
+    """What several trainings of one data set and teacher share.
+
+    Args:
+        timed: around the work that is done for all.
+    """
+
+    def __init__(self, timed: _Timed) -> None:
+        self._timed = timed
+        self._streams: dict[Hashable, SharedStream] = {}
+        self._teacher: SharedTeacher | None = None
+
+    def add_streams(self, trainer: BaseTrainer) -> None:
+        """Let ``trainer``, whose loaders are those of the other ones, read what they read."""
+
+        def prepare(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(trainer.to_device(data).values())
+
+        def share(key: Hashable, loader: Iterable) -> StreamReader:
+            if key not in self._streams:
+                self._streams[key] = SharedStream(loader, prepare, self._timed)
+            return self._streams[key].reader()
+
+        trainer.share_streams(share)
+
+    def add_teacher(self, distiller: Distiller) -> bool:
+        """Let ``distiller`` use the one teacher; False if it needs its own."""
+        if distiller.teacher is None:
+            return True
+        if self._teacher is None and is_frozen(distiller):
+            self._teacher = SharedTeacher(distiller, self._timed)
+        if self._teacher is None or not self._teacher.suits(distiller):
+            return False
+        self._teacher.attach(distiller)
+        return True
+
+    def end_round(self) -> None:
+        """Free what was kept for those who have had their turn."""
+        if self._teacher is not None:
+            self._teacher.forget()
+
+
 def is_frozen(distiller: Distiller) -> bool:
-    """Whether a distiller has a teacher that no training step changes."""
-    if distiller.teacher is None:
-        return False
+    """Whether no training step changes a distiller's teacher."""
     before = distiller.training
     # OFD.TEACHER_TRAIN_MODE lets the teacher's BatchNorms drift.
     drifts = any(module.training for module in distiller.train().teacher.modules())
