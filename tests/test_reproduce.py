@@ -196,7 +196,7 @@ def test_runs_that_share_their_teacher_are_killed_fail_and_end_as_alone(
     assert jobs["kd"].result() is None
 
     second = run(*shared)
-    assert "1 processes train 3 runs side by side" in second.stdout
+    assert "processes: 1 x 3 runs\n" in second.stdout
     assert second.returncode == 1
     assert "3 of 4 runs are done" in second.stdout
     assert "cannot write into" in jobs["at"].failure_file.read_text()

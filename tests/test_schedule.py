@@ -213,9 +213,9 @@ def test_the_command_of_a_fleet_holds_its_jobs(plan) -> None:
 
 def test_the_plan_says_what_shares_a_teacher_and_what_that_saves(plan, tmp_path) -> None:
     alone = describe(plan.request, workers=1, threads=1)
-    assert "side by side" not in alone
+    assert "processes:" not in alone
     text = describe(plan.request, workers=1, threads=1, fleet_size=ALL)
-    assert "2 processes train 4 runs side by side:" in text
+    assert "processes: 2 x 2 runs; those of" in text
     first, last = plan.runs[0].job.folder.name, plan.runs[1].job.folder.name
     assert f"   2  {first} to {last}\n" in text
     # Times of runs that did not share say nothing about runs that do, and the other way round.

@@ -126,14 +126,14 @@ def _state_table(plan: Plan, states: dict[Job, str]) -> Iterator[str]:
 
 
 def _in_words(fleets: list[tuple[Job, ...]]) -> str:
-    sizes = [len(fleet) for fleet in fleets]
-    alone = sizes.count(1)
-    words = f"{len(sizes) - alone} processes train {sum(sizes) - alone} runs side by side"
-    return f"{words}, {alone} runs have one of their own" if alone else words
+    """E.g. "processes: 4 x 10 runs, 1 x 1 run"."""
+    counts = Counter(map(len, fleets))
+    parts = (f"{counts[n]} x {n} run{'s' if n > 1 else ''}" for n in sorted(counts, reverse=True))
+    return f"processes: {', '.join(parts)}"
 
 
 def _fleet_table(fleets: list[tuple[Job, ...]]) -> Iterator[str]:
-    yield f"runs that share a process, its batches and its teacher; {_in_words(fleets)}:"
+    yield f"{_in_words(fleets)}; those of a process share its batches and its teacher:"
     for fleet in fleets:
         first, last = fleet[0].folder.name, fleet[-1].folder.name
         yield f"{len(fleet):>4}  {first}" + (f" to {last}" if len(fleet) > 1 else "")
