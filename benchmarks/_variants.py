@@ -11,10 +11,13 @@ import _common as common
 import torch
 
 from mdistiller.engine import BaseTrainer
+from mdistiller.engine.clock import SharedTime
 from mdistiller.engine.epoch import measure
 from mdistiller.engine.finite import FiniteWatch
+from mdistiller.engine.sharing import Shared
 from mdistiller.engine.trainer import StepResult
 from mdistiller.engine.utils import DeviceMeter, accuracy
+from mdistiller.seeding import global_state, set_global_state
 
 # Batches of the toy data; more than one epoch is never timed, so their number does not matter.
 BATCHES = 20
@@ -67,6 +70,27 @@ class TrainerStep:
         self.watch.update({**result.losses, **result.gradients}, self.steps)
 
 
+class FleetStep:
+    """A step of the next student of several that share batches and teacher (engine/fleet.py)."""
+
+    def __init__(self, trainers: list[BaseTrainer]) -> None:
+        self.shared = Shared(SharedTime(len(trainers)).shared)
+        for trainer in trainers:
+            self.shared.add_streams(trainer)
+            assert self.shared.add_teacher(trainer.distiller)
+        self.members = [TrainerStep(trainer) for trainer in trainers]
+        self.random = [global_state() for _ in trainers]
+        self.turn = 0
+
+    def __call__(self) -> None:
+        set_global_state(self.random[self.turn])
+        self.members[self.turn]()
+        self.random[self.turn] = global_state()
+        self.turn = (self.turn + 1) % len(self.members)
+        if self.turn == 0:
+            self.shared.end_round()
+
+
 class TorchjdTrainer(BaseTrainer):
     """The two losses' gradients by torchjd, with an aggregator of its own."""
 
@@ -115,6 +139,7 @@ class Variant:
         opts: overrides of the configuration.
         trainer: makes the trainer class; None for the configuration's.
         cycle: steps after which its costs repeat.
+        fleet: how many students take turns; a step is one student's.
     """
 
     cost: float
@@ -123,6 +148,7 @@ class Variant:
     opts: tuple[Any, ...] = ()
     trainer: Callable[[], type[BaseTrainer]] | None = None
     cycle: int = 1
+    fleet: int = 1
 
 
 _WAYS = {
@@ -159,7 +185,7 @@ VARIANTS: dict[str, Variant] = {
 
 def build(
     name: str, method: str, args: argparse.Namespace, device: torch.device
-) -> UpstreamStep | TrainerStep:
+) -> UpstreamStep | TrainerStep | FleetStep:
     """Something to call once per step; ImportError where a package is missing."""
     variant = VARIANTS[name]
     distiller, opts = method, ("SOLVER.BATCH_SIZE", args.batch_size, *variant.opts)
@@ -171,4 +197,5 @@ def build(
     if name in ("upstream", OWN_PROCESS):
         return UpstreamStep(cfg, data, device)
     cls = variant.trainer() if variant.trainer else None
-    return TrainerStep(common.trainer(cfg, data, cls))
+    trainers = [common.trainer(cfg, data, cls) for _ in range(variant.fleet)]
+    return TrainerStep(*trainers) if variant.fleet == 1 else FleetStep(trainers)

@@ -190,15 +190,16 @@ def own_peak(args: argparse.Namespace, device: torch.device) -> float:
     return common.peak_resident() - before
 
 
+def spread(values: tuple[float, float, float] | None, digits: int) -> str:
+    """Quartiles as "middle (low to high)"; "-" for None."""
+    if values is None:
+        return "-"
+    low, middle, high = (f"{v:.{digits}f}" for v in values)
+    return f"{middle} ({low} to {high})"
+
+
 def report(result: dict[str, Any], markdown: bool) -> str:
     """Everything measured, as text."""
-
-    def spread(values: tuple[float, float, float] | None, digits: int) -> str:
-        if values is None:
-            return "-"
-        low, middle, high = (f"{v:.{digits}f}" for v in values)
-        return f"{middle} ({low} to {high})"
-
     header = ("variant", "ms a step", "/ upstream", "/ own vanilla", "by MACs")
     header += ("peak MiB", "of tensors")
     parts = [common.describe(result["machine"])]

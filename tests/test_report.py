@@ -24,7 +24,7 @@ from mdistiller.experiments.report.facts import facts
 from mdistiller.experiments.report.markdown import to_markdown
 from mdistiller.experiments.report.tables import accuracy_table, state_table
 
-from .report_runs import write_kd, write_run
+from .report_runs import NAMES, write_kd, write_run
 
 
 @pytest.fixture
@@ -213,6 +213,26 @@ def test_times_of_unlike_machines_are_not_compared(root):
     assert list(comparison.differences) == ["pair1"]
     assert [cost.column.key for cost in costs(plan)] == ["pair1"]
     assert any("cuda: H100 (3 runs)" in fact for fact in facts(plan))
+
+
+def test_times_of_fleets_are_marked_and_compared_with_their_like_only(root):
+    def share(names, trials, fleet):
+        for name in names:
+            for trial in trials:
+                file = root / f"{name}-pair0-t{trial}" / "metrics.jsonl"
+                entries = [json.loads(line) for line in file.read_text().splitlines()]
+                lines = [json.dumps({**entry, "fleet": fleet}) + "\n" for entry in entries]
+                file.write_text("".join(lines))
+
+    assert "in one process" not in " ".join(facts(load_plan(root)))
+    share(NAMES, (0, 1), 10)
+    share(NAMES[:1], (2,), 10)  # its twin was trained alone
+    plan = load_plan(root)
+    (comparison,) = compare_rows(plan, at_equal_time("last"))
+    found = {key: interval.n for key, interval in comparison.intervals.items()}
+    assert found == {"pair0": 2, "pair1": 3}
+    (fact,) = [fact for fact in facts(plan) if "in one process" in fact]
+    assert fact.startswith("runs in one process: 1 (7 runs); 10 (5 runs); the time of such a run")
 
 
 def test_facts_name_what_one_needs_to_repeat_it(root):

@@ -157,6 +157,69 @@ def test_ctrl_c_and_kill_leave_runs_that_are_continued(tmp_path: Path, teacher: 
     assert not list(root.glob("*.1"))  # nothing was started afresh
 
 
+def students(prefix: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The final weights of every run that is done, by row."""
+    found = {row: folder / "student_latest" for row, folder in folders(prefix).items()}
+    return {row: torch.load(p, weights_only=True)["model"] for row, p in found.items()}
+
+
+def test_runs_that_share_their_teacher_are_killed_fail_and_end_as_alone(
+    tmp_path: Path, teacher: Path
+) -> None:
+    arguments = (*TABLE, "AT", "--epochs", 1, "DISTILLER.TEACHER_CKPT", teacher)
+    shared = (*arguments, "--share-teacher", "--prefix", tmp_path / "shared")
+    plan = make_plan(
+        Request(
+            *("table1", "digits", ("res20_res8",), ("KD", "AT")),
+            *(1, 1, None, str(tmp_path / "shared")),
+            opts=("DISTILLER.TEACHER_CKPT", str(teacher)),
+        )
+    )
+    jobs = {run.cell.row.key: run.job for run in plan.runs}
+    obstacle = jobs["at"].folder  # a file where a run's folder should be
+    obstacle.parent.mkdir(parents=True)
+    obstacle.touch()
+
+    process = start(*shared, "LOG.SAVE_EVERY_STEPS", 4)
+    wait_for(
+        lambda: all((jobs[row].folder / "latest").exists() for row in ("kd", "kd_crossbatch")),
+        process,
+    )
+    # Recorded while the others train.
+    assert jobs["at"].failure_file.exists()
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 5
+    while is_locked(jobs["kd"].folder / ".lock"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert jobs["kd"].result() is None
+
+    second = run(*shared)
+    assert "processes: 1 x 3 runs\n" in second.stdout
+    assert second.returncode == 1
+    assert "3 of 4 runs are done" in second.stdout
+    assert "cannot write into" in jobs["at"].failure_file.read_text()
+    obstacle.unlink()
+    third = run(*shared, "--retry-failed")
+    assert third.returncode == 0, third.stderr
+    last = run(*shared)
+    assert last.returncode == 0
+    assert "(4 done)" in last.stdout
+    assert " % after" not in last.stdout  # nothing was trained
+
+    alone = (*TABLE, *arguments[len(TABLE) + 1 :], "--prefix", tmp_path / "alone")
+    assert run(*alone).returncode == 0
+    one, other = students(tmp_path / "shared"), students(tmp_path / "alone")
+    assert list(other) == ["kd", "kd_crossbatch"]
+    for row, weights in other.items():
+        assert [k for k, v in weights.items() if not torch.equal(v, one[row][k])] == []
+    for row, job in jobs.items():
+        assert job.result()["fleet"] == (1 if row == "at" else 3)
+        assert "epoch 1/1" in job.log.read_text()
+    assert f"in one process with {jobs['kd'].folder.name}" in jobs["kd_crossbatch"].log.read_text()
+
+
 def test_two_calls_at_once_train_every_run_once(tmp_path: Path, teacher: Path) -> None:
     arguments = (*TABLE, "--epochs", 1, "--prefix", tmp_path)
     arguments = (*arguments, "DISTILLER.TEACHER_CKPT", teacher)
@@ -175,6 +238,8 @@ def test_two_calls_at_once_train_every_run_once(tmp_path: Path, teacher: Path) -
     [
         (("tabel1",), "unknown table 'tabel1'; did you mean 'table1'?"),
         (("table1", "--gpus-per-run", 1), "need --backend ray"),
+        (("table1", "--fleet-size", 2), "--fleet-size needs --share-teacher"),
+        (("table1", "--share-teacher", "--fleet-size", 0), "--fleet-size must be 1 or greater"),
     ],
 )
 def test_wrong_command_lines_end_with_one_line(tmp_path, arguments, words) -> None:

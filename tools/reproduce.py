@@ -2,13 +2,16 @@
 
 Runs that are done are not repeated, interrupted ones are continued, failed ones are reported
 and left alone unless --retry-failed is given. Calls at the same time, on one machine or on
-several that share the folder, take different runs. tools/report.py prints the results.
+several that share the folder, take different runs. With --share-teacher one process trains all
+runs of a pair and trial side by side, which makes batches and the teacher's answers once for all
+of them and changes no result. tools/report.py prints the results.
 
 examples:
   python tools/reproduce.py table1 --dry-run
   python tools/reproduce.py table1 --pairs res56_res20 vgg13_vgg8 --methods KD RKD
   python tools/reproduce.py table1 --dataset digits --trials 3 --workers 2
   python tools/reproduce.py table2 --epochs 60 SOLVER.DEVICE cuda
+  python tools/reproduce.py table1 --share-teacher --workers 2 --fleet-size 5
   python tools/reproduce.py table1 --backend ray --address auto --gpus-per-run 0.5
 """
 
@@ -23,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mdistiller.cli import exit_on_error  # noqa: E402
 from mdistiller.errors import ConfigError  # noqa: E402
 from mdistiller.experiments import (  # noqa: E402
+    ALL,
     TABLES,
     LocalBackend,
     RayBackend,
@@ -65,10 +69,21 @@ def parse_arguments() -> argparse.Namespace:
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--workers", type=int, metavar="N", help="runs at a time (default: CUDA devices, or 1)"
+        "--workers", type=int, metavar="N", help="processes at a time (default: CUDA devices, or 1)"
     )
     group.add_argument(
-        "--threads", type=int, metavar="N", help="of a run (default: the machine's divided)"
+        "--threads", type=int, metavar="N", help="of a process (default: the machine's divided)"
+    )
+    group.add_argument(
+        "--share-teacher",
+        action="store_true",
+        help="train runs of the same batches and teacher in one process; the results are the same",
+    )
+    group.add_argument(
+        "--fleet-size",
+        type=int,
+        metavar="N",
+        help="with --share-teacher: the most runs of a process (default: all that fit together)",
     )
     group.add_argument("--backend", choices=("local", "ray"), default="local")
     group.add_argument("--address", help="of a Ray cluster, e.g. auto (default: this machine)")
@@ -98,22 +113,26 @@ def main() -> None:
     slots = local_slots(args.workers, overrides.get("SOLVER.DEVICE", "auto"), args.threads)
     if args.epochs:
         print(f"--epochs {args.epochs}: SOLVER.LR_DECAY_STAGES are scaled in proportion")
+    fleet_size = (args.fleet_size or ALL) if args.share_teacher else 1
     if args.dry_run:
-        print(describe(request, len(slots), int(slots[0]["OMP_NUM_THREADS"])))
-    elif args.backend == "ray":
-        reproduce(
-            request,
-            lambda: RayBackend(args.address, args.workers, args.gpus_per_run, args.threads),
-            retry_failed=args.retry_failed,
-        )
-    else:
-        reproduce(request, lambda: LocalBackend(slots), retry_failed=args.retry_failed)
+        print(describe(request, len(slots), int(slots[0]["OMP_NUM_THREADS"]), fleet_size))
+        return
+
+    def open_backend() -> LocalBackend | RayBackend:
+        if args.backend == "ray":
+            return RayBackend(args.address, args.workers, args.gpus_per_run, args.threads)
+        return LocalBackend(slots)
+
+    reproduce(request, open_backend, retry_failed=args.retry_failed, fleet_size=fleet_size)
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("workers", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be 1 or greater, not {getattr(args, name)}")
+    for name in ("workers", "threads", "fleet_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be 1 or greater, not {value}")
+    if args.fleet_size is not None and not args.share_teacher:
+        raise ConfigError("--fleet-size needs --share-teacher")
     if args.gpus_per_run is not None and args.gpus_per_run < 0:
         raise ConfigError(f"--gpus-per-run must be 0 or greater, not {args.gpus_per_run}")
     if args.backend != "ray" and (args.address or args.gpus_per_run is not None):

@@ -22,12 +22,13 @@ from . import (  # noqa: F401 (registers)
     tiny_imagenet,
 )
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
-from ._contrastive import ContrastiveSampler, ContrastiveSettings
+from ._contrastive import CONTRASTIVE_DISTILLERS, ContrastiveSampler, ContrastiveSettings
 from ._folder import FolderLoader, folder_loaders
 from ._loader import Loader
 from ._registry import dataset_dict
 
 __all__ = [
+    "CONTRASTIVE_DISTILLERS",
     "ArrayLoader",
     "ContrastiveSampler",
     "ContrastiveSettings",

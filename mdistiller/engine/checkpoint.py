@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from mdistiller.seeding import global_state, set_global_state
 
 from .files import whole_file
 
@@ -37,24 +38,25 @@ def unwrap_keys(state: dict[str, Any]) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """The state of every global random generator, made of tensors and plain types."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, next_gauss = random.getstate()
-    state = {
-        "torch": torch.get_rng_state(),
+    state = global_state()
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    version, internal, next_gauss = state["python"]
+    return {
+        **state,
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
         "python": (version, torch.tensor(internal, dtype=torch.int64), next_gauss),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
 
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Restore :func:`random_state`."""
-    torch.set_rng_state(state["torch"].cpu())
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
     version, internal, next_gauss = state["python"]
-    random.setstate((version, tuple(internal.tolist()), next_gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    plain = {
+        "torch": state["torch"].cpu(),
+        "numpy": (kind, keys.cpu().numpy().astype(np.uint32), *rest),
+        "python": (version, tuple(internal.tolist()), next_gauss),
+    }
+    if "cuda" in state:
+        plain["cuda"] = [s.cpu() for s in state["cuda"]]
+    set_global_state(plain)

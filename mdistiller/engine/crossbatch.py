@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -71,6 +71,14 @@ class CrossBatchTrainer(BaseTrainer):
         self._gradients = GradientRows(self.distiller, 3)
         self._weights: tuple[Tensor, Tensor] | None = None
         self._steps = 0
+
+    def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
+        super().share_streams(share)
+        if self.reference == "fresh":
+            loader = self.auxiliary_loader
+            # PERIOD decides how fast the stream is used up.
+            key = (AUXILIARY_STREAM, getattr(loader, "batch_size", None), self.period)
+            self.auxiliary_loader = share(key, loader)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
         if self.reference != "fresh":

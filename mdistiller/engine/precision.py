@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from mdistiller.distillers import Distiller
 from mdistiller.distillers._folding import fold_batchnorm, frozen_copy
@@ -92,11 +92,24 @@ class FloatFeatures(Mapping):
         self._features[name] = tree_map_only(Tensor, Tensor.float, self._features[name])
         return self._features[name]
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, as they are."""
+        return tree_leaves(self._features)
+
+    def copy(self) -> FloatFeatures:
+        """The same tensors, to be converted anew."""
+        return FloatFeatures(same_tensors(self._features))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._features)
 
     def __len__(self) -> int:
         return len(self._features)
+
+
+def same_tensors(tree: Any) -> Any:
+    """New dicts, lists and tuples around the tensors of ``tree``."""
+    return tree_map(lambda leaf: leaf, tree)
 
 
 def _as_float(output: tuple[Tensor, Mapping[str, Any]]) -> tuple[Tensor, FloatFeatures]:

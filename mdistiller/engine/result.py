@@ -28,7 +28,8 @@ def run_result(
     Args:
         history: the entries of metrics.jsonl, the last of which is the last epoch.
         best: best test top-1 in percent and its epoch.
-        seconds: wall time of training and validation, interruptions left out.
+        seconds: time of training and validation, interruptions left out; of a run in a fleet
+            its part of the process's time (:class:`~mdistiller.engine.clock.SharedTime`).
         **facts: further entries, such as the teacher's accuracy.
     """
     last = history[-1]
@@ -46,6 +47,8 @@ def run_result(
         "best_top1": best[0],
         "best_epoch": best[1],
         "seconds": seconds,
+        # The largest, if the run was continued in another one: how its seconds were measured.
+        "fleet": max(entry.get("fleet", 1) for entry in history),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,12 +61,29 @@ def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
     return assemble_distiller(cfg, student, teacher, num_data)
 
 
-def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrainer:
+@dataclass
+class Known:
+    """What trainings of the same data and teacher need not find out twice.
+
+    Attributes:
+        data: what ``get_dataset`` returns.
+        teacher_top1: the teacher's, in percent.
+    """
+
+    data: tuple[Any, Any, int, int] | None = None
+    teacher_top1: float | None = None
+
+
+def build_trainer(
+    cfg: Any, opts: list[str] | tuple[str, ...] = (), known: Known | None = None
+) -> BaseTrainer:
     """Everything that a run needs, from a configuration.
 
     Args:
         cfg: the resolved configuration.
         opts: the command line's KEY VALUE overrides, which are part of the run's name.
+        known: used where it knows something, filled in where not; its trainings then have the
+            same loaders.
 
     Raises:
         ConfigError, DataError, CheckpointError: one line on what is wrong and what to do.
@@ -73,13 +91,16 @@ def build_trainer(cfg: Any, opts: list[str] | tuple[str, ...] = ()) -> BaseTrain
     check_config(cfg)
     if cfg.SOLVER.DETERMINISTIC:
         use_deterministic_algorithms()
-    train_loader, val_loader, num_data, num_classes = get_dataset(cfg)
+    known = known or Known()
+    known.data = known.data or get_dataset(cfg)
+    train_loader, val_loader, num_data, num_classes = known.data
     distiller = build_distiller(cfg, num_classes, num_data)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
     )
     if distiller.teacher is not None and cfg.DATASET.TYPE != "imagenet":
-        trainer.facts["teacher_top1"] = check_teacher(cfg, distiller.teacher, val_loader)
+        known.teacher_top1 = check_teacher(cfg, distiller.teacher, val_loader, known.teacher_top1)
+        trainer.facts["teacher_top1"] = known.teacher_top1
     return trainer
 
 
@@ -103,11 +124,12 @@ def run_training(
         seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
         with name_nondeterministic():
             result = trainer.train(resume, allow_changes)
-        _say_result(result, trainer)
+        say_result(result, trainer)
     return result
 
 
-def _say_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
+def say_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
+    """Print how a run ended."""
     say(
         f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
         f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
@@ -133,9 +155,16 @@ def evaluate(network: nn.Module, val_loader: Any, device: torch.device):
     return validate(val_loader, LogitsOnly(network.to(device)))
 
 
-def check_teacher(cfg: Any, teacher: nn.Module, val_loader: Any) -> float:
-    """Print the teacher's top-1 and warn if it is below the published one; returns it."""
-    top1, _, _ = evaluate(teacher, val_loader, resolve_device(cfg.SOLVER.DEVICE))
+def check_teacher(
+    cfg: Any, teacher: nn.Module, val_loader: Any, top1: float | None = None
+) -> float:
+    """Print the teacher's top-1 and warn if it is below the published one; returns it.
+
+    Args:
+        top1: in percent, if it has been measured before.
+    """
+    if top1 is None:
+        top1, _, _ = evaluate(teacher, val_loader, resolve_device(cfg.SOLVER.DEVICE))
     name = cfg.DISTILLER.TEACHER
     published = PUBLISHED_TOP1.get(name) if cfg.DATASET.TYPE == "cifar100" else None
     beside = f" (published {published:.2f})" if published else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from mdistiller.errors import CheckpointError
@@ -34,12 +33,12 @@ class Checkpoints:
     def __init__(self, trainer: BaseTrainer) -> None:
         self._trainer = trainer
         self.teacher = teacher_reference(trainer.cfg, trainer.distiller.teacher)
-        self._seconds_before, self._start = 0.0, time.monotonic()
+        self._seconds_before, self._start = 0.0, trainer.clock()
 
     @property
     def seconds(self) -> float:
-        """Wall time spent on the run, interruptions left out."""
-        return self._seconds_before + time.monotonic() - self._start
+        """Time spent on the run by its trainer's clock, interruptions left out."""
+        return self._seconds_before + self._trainer.clock() - self._start
 
     def save_epoch(self, epoch: int) -> None:
         """After ``epoch`` is complete."""
@@ -128,7 +127,7 @@ class Checkpoints:
         epoch, trainer.best_acc = int(state["epoch"]), float(state["best_acc"])
         # mdistiller's own checkpoints end here; the rest is this project's.
         trainer.best_epoch = state.get("best_epoch", 0)
-        self._seconds_before, self._start = state.get("seconds", 0.0), time.monotonic()
+        self._seconds_before, self._start = state.get("seconds", 0.0), trainer.clock()
         trainer.load_extra_state(state.get("trainer", {}))
         if "sums" in state:
             if len(state["sums"]) != trainer.world.size:

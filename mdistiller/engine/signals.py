@@ -19,8 +19,11 @@ _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 class StopRequest:
     """While entered, SIGINT and SIGTERM are noted instead of ending the process.
 
+    Entered several times (by the members of a fleet), it acts until it was left as often.
+
     Attributes:
         signal: which one came, None or 0 if none did.
+        at_once: whether a second SIGINT came.
 
     A second SIGINT raises KeyboardInterrupt at once, for those who cannot wait for the end of a
     step. Outside the main thread, where Python does not allow handlers, nothing is installed.
@@ -28,20 +31,27 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.at_once = False
+        self._entered = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
+        self._entered += 1
+        if self._entered == 1 and threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._note) for s in _NAMES}
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
+            self.at_once = True
             raise KeyboardInterrupt
         # The latest one decides on the exit status.
         self.signal = number

@@ -1,11 +1,10 @@
-"""The training loop, and the part of it that a weighting method replaces."""
+"""What a training is made of, and the part of it that a weighting method replaces."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,25 +12,17 @@ from torch.optim import Optimizer
 
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
-from mdistiller.errors import InterruptedRun
 
+from .clock import Clock
 from .distributed import World, piece_of, share_of
 from .epoch import EpochSums, StepResult, epoch_of
-from .folder import open_folder
+from .loop import Loop, Position
 from .optim import build_optimizer
 from .precision import prepare
-from .progress import Progress
-from .records import NoRecord, RunRecord, read_metrics
-from .result import run_result
-from .saving import Checkpoints
-from .signals import StopDuringValidation, StopRequest
-from .utils import adjust_learning_rate, validate
+from .signals import StopRequest
 
 # What a loader's tuple holds, in this order; the last ones only where a method needs them.
 BATCH_KEYS = ("image", "target", "index", "contrastive_index")
-
-# Steps between two looks at the running sums (a look waits for the device).
-READ_EVERY = 20
 
 
 class BaseTrainer:
@@ -47,6 +38,13 @@ class BaseTrainer:
         train_loader: yields tuples of :data:`BATCH_KEYS`; reshuffles by itself.
         val_loader: yields (image, target).
         cfg: the resolved configuration.
+
+    Attributes:
+        facts: further entries of ``result.json``.
+        best_acc, best_epoch: best test top-1 so far in percent, and when.
+        stop: the signals that end the run; a fleet's members have one together.
+        clock: tells the seconds that the run takes.
+        share: this process's part of the images of the current batch.
     """
 
     # Written to the logs below this name, e.g. "crossbatch".
@@ -80,8 +78,8 @@ class BaseTrainer:
         self.facts: dict[str, Any] = {}
         self.best_acc = -1.0
         self.best_epoch = 0
-        self._stop = StopRequest()
-        self._share = 1.0
+        self.stop, self.clock = StopRequest(), Clock()
+        self.share = 1.0
 
     # ---- what a method may replace -------------------------------------------------------
 
@@ -124,7 +122,7 @@ class BaseTrainer:
         Args:
             share: of the images; None for the current batch's.
         """
-        return loss if self.world.size == 1 else loss * (self._share if share is None else share)
+        return loss if self.world.size == 1 else loss * (self.share if share is None else share)
 
     def reduce_gradients(self) -> None:
         """Sum the gradients in ``grad`` over the processes."""
@@ -142,7 +140,7 @@ class BaseTrainer:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         return [p.grad for p in parameters if p.grad is not None]
 
-    # ---- the loop ------------------------------------------------------------------------
+    # ---- training ------------------------------------------------------------------------
 
     def train(self, resume: bool = False, allow_changes: bool = False) -> dict[str, Any]:
         """Train up to ``cfg.SOLVER.EPOCHS`` and return what ``result.json`` says.
@@ -158,144 +156,37 @@ class BaseTrainer:
             ConfigError: the configuration is not that of the checkpoint.
             InterruptedRun: stopped by SIGINT or SIGTERM; :attr:`log_path` holds the last step.
         """
-        lock = None
-        try:
-            with self.world.together():
-                if self.world.is_writer:
-                    lock = open_folder(self.log_path, keep=resume)
-            with self.world.together():
-                self._checkpoints = Checkpoints(self)
-                done, sums = self._checkpoints.load(allow_changes) if resume else (0, EpochSums())
-            with StopRequest() as self._stop:
-                return self._train_from(done, sums)
-        finally:
-            if lock:
-                lock.release()
+        steps = self.steps(resume, allow_changes)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
 
-    def _train_from(self, done: int, sums: EpochSums) -> dict[str, Any]:
-        epochs, kind = self.cfg.SOLVER.EPOCHS, RunRecord if self.world.is_writer else NoRecord
-        with self.world.together():
-            record = kind(self.log_path, self.cfg, after_epoch=done)
-        progress = Progress(epochs, len(self.train_loader), first_epoch=done + 1)
-        try:
-            for epoch in range(done + 1, epochs + 1):
-                entry = self._train_epoch(epoch, sums, record, progress)
-                with self.world.together():
-                    record.epoch(entry)
-                    self._checkpoints.save_epoch(epoch)
-                progress.end_epoch(entry)
-                sums = EpochSums()
-            with self.world.together():
-                result = self._result()
-                record.finish(result)
-            return result
-        except KeyboardInterrupt:
-            raise InterruptedRun(
-                f"interrupted twice, so nothing was saved now; {self.log_path} has the latest "
-                "checkpoint, from which --resume continues"
-            ) from None
-        finally:
-            progress.close()
-            record.close()
+    def steps(
+        self, resume: bool = False, allow_changes: bool = False
+    ) -> Generator[Position, None, dict[str, Any]]:
+        """:meth:`train` one step at a time, see :meth:`Loop.steps`."""
+        return Loop(self).steps(resume, allow_changes)
 
-    def _train_epoch(
-        self, epoch: int, sums: EpochSums, record: RunRecord, progress: Progress
-    ) -> dict[str, Any]:
-        """The rest of a pass over the training set, and one over the validation set."""
-        lr = adjust_learning_rate(epoch, self.cfg, self.optimizer)
-        began = time.monotonic() - sums.seconds
-        progress.start_epoch(epoch, sums.steps, sums.images)
-        self.distiller.train()
-        for batch in self.batches(epoch, sums.steps):
-            result = self.train_iter(batch, epoch)
-            # A stand-in for an empty piece of the batch does not count.
-            sums.add(result, batch["target"], len(batch["target"]) if self._share else 0)
-            if sums.steps % READ_EVERY == 0:
-                self.check_finite(epoch, sums)
-                progress.step(sums.steps, sums.images, sums.metrics.averages())
-            self._write_window(sums, record, epoch)
-            sums.seconds = time.monotonic() - began
-            self._save_within(epoch, sums)
-        self.check_finite(
-            epoch, sums
-        )  # waits for the device, so that the time is that of all steps
-        sums.seconds = time.monotonic() - began
-        top1, top5, loss = self._validate(epoch, sums)
-        if top1 >= self.best_acc:
-            self.best_acc, self.best_epoch = top1, epoch
-        entry = {
-            "epoch": epoch,
-            "lr": lr,
-            **sums.metrics.averages(self.world),
-            "test_acc": top1,
-            "test_acc_top5": top5,
-            "test_loss": loss,
-            "best_acc": self.best_acc,
-            "steps": sums.steps,
-            "seconds": sums.seconds,
-            "images_per_second": sum(self.world.gather(sums.images)) / sums.seconds,
-        }
-        if means := sums.diagnostics.averages():
-            entry[self.diagnostics_name] = means
-        return entry
+    def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
+        """Read batches as a member of a fleet.
+
+        Args:
+            share: ``share(key, loader)`` gives what stands in for ``loader``; trainers whose
+                streams have the same key read the same batches in step.
+        """
+        self.train_loader = share("train", self.train_loader)
 
     def check_finite(self, epoch: int, sums: EpochSums) -> None:
         """Raises NonFiniteError, in every process, if something was not finite in one."""
         with self.world.together():
             sums.finite.check(epoch)
 
-    def _validate(self, epoch: int, sums: EpochSums) -> tuple[float, float, float]:
-        if self.world.size > 1:
-            self.world.assert_agreement(self.optimizer.param_groups[0]["params"])
-            self.world.copy_buffers(self.distiller)
-            return validate(self.val_loader, self.distiller, self.world)
-        try:
-            return validate(self._stop.until(self.val_loader), self.distiller)
-        except StopDuringValidation:
-            self._stop_here(epoch, sums)
-
     def train_iter(self, batch: dict[str, Any], epoch: int) -> StepResult:
         """One optimizer step."""
-        self._share = batch.pop("share", 1.0)
+        self.share = batch.pop("share", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         result = self.backward(batch, epoch)
         self.optimizer.step()
         return result
-
-    def _write_window(self, sums: EpochSums, record: RunRecord, epoch: int) -> None:
-        """Every TENSORBOARD_FREQ steps, the diagnostics' means over these steps."""
-        total = (epoch - 1) * len(self.train_loader) + sums.steps
-        if total % self.cfg.LOG.TENSORBOARD_FREQ:
-            return
-        means = sums.window.averages()
-        record.scalars({f"{self.diagnostics_name}/{k}": v for k, v in means.items()}, total)
-        sums.window.reset()
-
-    def _save_within(self, epoch: int, sums: EpochSums) -> None:
-        """After a step: the checkpoint that is due or that a signal asks for."""
-        last = sums.steps == len(self.train_loader)
-        # Asking the other processes takes time, so that is done now and then only.
-        if self._stop.agreed(self.world, now=last or sums.steps % READ_EVERY == 0):
-            self._stop_here(epoch, sums)
-        every = self.cfg.LOG.SAVE_EVERY_STEPS
-        # After its last step an epoch is about to be saved as a whole.
-        if every and sums.steps % every == 0 and not last:
-            self._checkpoints.save_step(epoch, sums)
-
-    def _stop_here(self, epoch: int, sums: EpochSums) -> NoReturn:
-        """Save and end the run, as SIGINT or SIGTERM asks."""
-        self._checkpoints.save_step(epoch, sums)
-        with self.world.together():
-            raise self._stop.error(epoch, sums.steps, self.log_path)
-
-    def _result(self) -> dict[str, Any]:
-        return run_result(
-            self.cfg,
-            self.device,
-            name=self.experiment_name,
-            history=read_metrics(self.log_path),
-            processes=self.world.size,
-            best=(self.best_acc, self.best_epoch),
-            seconds=self._checkpoints.seconds,
-            **self.facts,
-        )

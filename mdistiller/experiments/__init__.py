@@ -1,6 +1,7 @@
 """Many trainings, and what they say together."""
 
 from .compare import Cell, compare, format_table
+from .fleets import ALL
 from .job import Job
 from .launch import launch
 from .local_backend import LocalBackend, local_slots
@@ -11,6 +12,7 @@ from .reproduce import describe, reproduce
 from .tables import TABLES, build_table
 
 __all__ = [
+    "ALL",
     "TABLES",
     "Cell",
     "Job",

@@ -4,14 +4,15 @@ Seconds are those of finished runs of the same kind where there are any. Otherwi
 counts multiply-accumulates of networks T (teacher) and S (student) for an image: T + 3 S with
 one backward pass over the student (forward S, backward 2 S), T + 5 S with one for each loss,
 T + 8 S with a second batch for the reference gradient; some timed steps say how many seconds a
-multiply-accumulate takes in each network. The input pipeline is left out.
+multiply-accumulate takes in each network. Runs that share a teacher share T. The input pipeline is
+left out.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -125,16 +126,21 @@ class TimeModel:
     Args:
         jobs: the whole plan.
         threads: of one process, for timing steps on a processor.
+        fleets: runs that will share process, teacher and data.
     """
 
-    def __init__(self, jobs: Iterable[Job], threads: int) -> None:
+    def __init__(
+        self, jobs: Iterable[Job], threads: int, fleets: Iterable[Sequence[Job]] = ()
+    ) -> None:
         jobs = list(jobs)
+        self._sizes = {job: len(fleet) for fleet in fleets for job in fleet}
         self._measured: dict[tuple, list[float]] = {}
         for job in jobs:
             if result := job.result():
                 seconds = result["seconds"] / result["epochs"]
-                self._measured.setdefault(_kind(job.cfg), []).append(seconds)
-        unknown = [job.cfg for job in jobs if _kind(job.cfg) not in self._measured]
+                kind = _kind(job.cfg, result.get("fleet", 1))
+                self._measured.setdefault(kind, []).append(seconds)
+        unknown = [job.cfg for job in jobs if _kind(job.cfg, self._size(job)) not in self._measured]
         self._rates: dict[tuple[str, str], float] = {}
         self._timed_all = True
         self._unknown_data = sorted({j.cfg.DATASET.TYPE for j in jobs} - _DATA.keys())
@@ -159,13 +165,17 @@ class TimeModel:
                 parts.append(f"for {dataset} {_UNKNOWN_DATA[0]:,} images are assumed")
         return "; ".join(parts)
 
-    def seconds(self, cfg: Any) -> float:
-        """Of a whole run."""
-        if found := self._measured.get(_kind(cfg)):
+    def seconds(self, job: Job) -> float:
+        """Of a whole run: its own and its part of what is shared, so that a fleet's add up."""
+        cfg, fleet = job.cfg, self._size(job)
+        if found := self._measured.get(_kind(cfg, fleet)):
             return statistics.mean(found) * cfg.SOLVER.EPOCHS
         work, dataset = work_of(cfg), cfg.DATASET.TYPE
         rest = work.teacher * self._rate(dataset, cfg.DISTILLER.TEACHER) if work.teacher else 0.0
-        return rest + work.student * self._rate(dataset, cfg.DISTILLER.STUDENT)
+        return rest / fleet + work.student * self._rate(dataset, cfg.DISTILLER.STUDENT)
+
+    def _size(self, job: Job) -> int:
+        return self._sizes.get(job, 1)
 
     def _rate(self, dataset: str, name: str) -> float:
         if (dataset, name) in self._rates:
@@ -195,12 +205,12 @@ class TimeModel:
             torch.set_num_threads(before)
 
 
-def _kind(cfg: Any) -> tuple[Any, ...]:
-    """Runs of one kind cost the same per epoch."""
+def _kind(cfg: Any, fleet: int) -> tuple[Any, ...]:
+    """Runs of one kind cost the same per epoch, be a fleet of two or of ten."""
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
     return (
         *(cfg.DATASET.TYPE, teacher, cfg.DISTILLER.STUDENT, cfg.DISTILLER.TYPE),
-        *(cfg.SOLVER.TRAINER, cfg.SOLVER.BATCH_SIZE, *images_of(cfg)),
+        *(cfg.SOLVER.TRAINER, cfg.SOLVER.BATCH_SIZE, *images_of(cfg), fleet > 1),
     )
 
 

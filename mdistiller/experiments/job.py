@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -121,6 +122,14 @@ class Job:
         log.flush()
         return log
 
+    def begin_log(self, first: Job) -> None:
+        """:meth:`open_log` for a process that prints to the log of ``first``."""
+        with self.open_log() as log:
+            if first != self:
+                log.write(
+                    f"in one process with {first.folder.name}, whose log has what is of all\n"
+                )
+
     def log_tail(self) -> list[str]:
         """The last lines of the last process."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -143,12 +152,17 @@ class Job:
         lines = "\n  ".join(self.log_tail())
         return f"{self.folder} failed, its log {self.log} ends with:\n  {lines}"
 
-    def command(self) -> list[str]:
-        """Of the process that trains it, without the interpreter; see :mod:`~.tether`.
 
-        The process that starts it puts its own id where PARENT stands.
-        """
-        return ["-m", "mdistiller.experiments.tether", PARENT, self.cfg_file, *self.opts]
+def command(jobs: Sequence[Job]) -> list[str]:
+    """Of the process that trains one job or several side by side, without the interpreter.
+
+    See :mod:`~.tether` and :mod:`~.fleet_process`. The process that starts it puts its own id
+    where PARENT stands.
+    """
+    if len(jobs) == 1:
+        return ["-m", "mdistiller.experiments.tether", PARENT, jobs[0].cfg_file, *jobs[0].opts]
+    members = [json.dumps([job.cfg_file, *job.opts]) for job in jobs]
+    return ["-m", "mdistiller.experiments.fleet_process", PARENT, *members]
 
 
 def training_variables(threads: int) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .job import PARENT, Job, training_variables
+from .job import PARENT, Job, command, training_variables
 
 # After this time a process that was asked to stop is killed; one step must fit in.
 _GRACE_SECONDS = 60.0
@@ -21,7 +21,7 @@ class Slot:
     """Room for one process at a time, and the environment that it gets."""
 
     environment: dict[str, str]
-    job: Job | None = None
+    jobs: tuple[Job, ...] = ()
     process: subprocess.Popen | None = None
 
 
@@ -40,14 +40,16 @@ class LocalBackend:
         return len(self._slots)
 
     def has_room(self) -> bool:
-        return any(slot.job is None for slot in self._slots)
+        return any(not slot.jobs for slot in self._slots)
 
-    def start(self, job: Job) -> None:
-        """Train ``job`` in a free slot; its log is continued."""
-        slot = next(slot for slot in self._slots if slot.job is None)
-        with job.open_log() as log:
+    def start(self, jobs: tuple[Job, ...]) -> None:
+        """Train ``jobs`` in one process, in a free slot; their logs are continued."""
+        slot = next(slot for slot in self._slots if not slot.jobs)
+        for job in jobs:
+            job.begin_log(jobs[0])
+        with jobs[0].log.open("a") as log:
             slot.process = subprocess.Popen(
-                [sys.executable, *_with_parent(job.command())],
+                [sys.executable, *_with_parent(command(jobs))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -55,15 +57,15 @@ class LocalBackend:
                 # Ctrl-C goes to this process alone, which then stops the others in order.
                 start_new_session=True,
             )
-        slot.job = job
+        slot.jobs = jobs
 
     def finished(self) -> list[tuple[Job, int]]:
         """Jobs whose process has ended since the last call, with its exit status."""
         ended = []
         for slot in self._slots:
-            if slot.job is not None and slot.process.poll() is not None:
-                ended.append((slot.job, slot.process.returncode))
-                slot.job = slot.process = None
+            if slot.jobs and slot.process.poll() is not None:
+                ended += [(job, slot.process.returncode) for job in slot.jobs]
+                slot.jobs, slot.process = (), None
         return ended
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mdistiller.errors import MdistillerError
 
-from .job import Job, training_variables
+from .job import Job, command, training_variables
 
 # How often a task is started again after its worker was lost.
 RETRIES = 5
@@ -89,16 +89,18 @@ class RayBackend:
         self._task = ray.remote(
             num_cpus=cpus, num_gpus=gpus_per_run, max_retries=RETRIES, retry_exceptions=False
         )(_make_task())
-        self._running: dict[Any, Job] = {}
+        self._running: dict[Any, tuple[Job, ...]] = {}
 
     def has_room(self) -> bool:
         """Ray queues what does not fit, and a cluster may grow."""
         return len(self._running) < self.size + _QUEUE
 
-    def start(self, job: Job) -> None:
-        job.open_log().close()
-        ref = self._task.remote(os.getcwd(), job.command(), self._variables, str(job.log))
-        self._running[ref] = job
+    def start(self, jobs: tuple[Job, ...]) -> None:
+        for job in jobs:
+            job.begin_log(jobs[0])
+        log = str(jobs[0].log)
+        ref = self._task.remote(os.getcwd(), command(jobs), self._variables, log)
+        self._running[ref] = jobs
 
     def finished(self) -> list[tuple[Job, int]]:
         """Jobs whose task has ended since the last call, with its exit status."""
@@ -107,7 +109,8 @@ class RayBackend:
         count = len(self._running)
         refs, _ = self._ray.wait(list(self._running), num_returns=count, timeout=0)
         ended = [(ref, self._running.pop(ref)) for ref in refs]
-        return [(job, self._exit_status(ref, job)) for ref, job in ended]
+        codes = [(self._exit_status(ref, jobs[0]), jobs) for ref, jobs in ended]
+        return [(job, code) for code, jobs in codes for job in jobs]
 
     def _exit_status(self, ref: Any, job: Job) -> int:
         try:

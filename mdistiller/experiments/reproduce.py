@@ -12,6 +12,7 @@ from mdistiller.errors import MdistillerError
 
 from .board import Board, duration
 from .estimate import TimeModel, disk_of
+from .fleets import plan_fleets
 from .job import STATES, Job
 from .plan import Plan, Request, make_plan
 from .plan_file import save_plan
@@ -19,7 +20,11 @@ from .schedule import Backend, Outcome, Schedule
 
 
 def reproduce(
-    request: Request, open_backend: Callable[[], Backend], *, retry_failed: bool = False
+    request: Request,
+    open_backend: Callable[[], Backend],
+    *,
+    retry_failed: bool = False,
+    fleet_size: int = 1,
 ) -> Outcome:
     """Train every run of a table that is not done, and report as it goes.
 
@@ -27,6 +32,7 @@ def reproduce(
         request: what to train.
         open_backend: makes the backend, after everything has been checked.
         retry_failed: train those again that have failed in an earlier call.
+        fleet_size: runs that one process trains side by side, see :func:`~.fleets.plan_fleets`.
 
     Raises:
         MdistillerError: something failed or is not there; what could be trained is trained.
@@ -39,43 +45,56 @@ def reproduce(
         for job in plan.jobs:
             job.forget_failure()
         states = {job: "waiting" if s == "failed" else s for job, s in states.items()}
-    for remark in save_plan(plan):
-        print(f"note: {remark}")
     pending = [job for job in plan.jobs if states[job] in ("waiting", "running")]
+    fleets, split = plan_fleets(plan, pending, fleet_size)
+    for remark in (*save_plan(plan), *split):
+        print(f"note: {remark}")
     print(_headline(plan, states), flush=True)
+    if fleet_size != 1 and fleets:
+        print(_in_words(fleets), flush=True)
     outcome = Outcome()
     if pending:
         # In this order, for Ray brings a handler of SIGTERM of its own.
         with _closing(open_backend()) as backend, _interruptible():
             board = Board(plan.jobs, pending)
             outcome = Schedule(
-                pending, backend, needs=plan.needs, observe=board.observe, tick=board.tick
+                pending,
+                backend,
+                fleets=fleets,
+                needs=plan.needs,
+                observe=board.observe,
+                tick=board.tick,
             ).run()
     outcome.failed.extend(job for job in plan.jobs if states[job] == "failed")
     _conclude(plan, outcome)
     return outcome
 
 
-def describe(request: Request, workers: int, threads: int) -> str:
+def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) -> str:
     """The plan with the state of every cell, the estimated time and the disk space.
 
     Args:
-        workers: runs at a time.
-        threads: of one run.
+        workers: processes at a time.
+        threads: of one process.
+        fleet_size: as for :func:`reproduce`.
     """
     plan = make_plan(request)
     states = {job: job.state() for job in plan.jobs}
+    pending = [job for job in plan.jobs if states[job] != "done"]
+    fleets, split = plan_fleets(plan, pending, fleet_size)
     lines = [_headline(plan, states), ""]
     lines += _state_table(plan, states)
-    model = TimeModel(plan.jobs, threads)
-    seconds = {job: model.seconds(job.cfg) for job in plan.jobs}
-    left = {job: seconds[job] * _rest(job) for job in plan.jobs if states[job] != "done"}
+    if fleet_size != 1:
+        lines += ["", *_fleet_table(fleets), *(f"note: {remark}" for remark in split)]
+    model = TimeModel(plan.jobs, threads, fleets)
+    seconds = {job: model.seconds(job) for job in plan.jobs}
+    left = {job: seconds[job] * _rest(job) for job in pending}
     disk = sum(disk_of(job.cfg) for job in plan.jobs)
     lines += [
         "",
         f"all runs: {duration(sum(seconds.values()))} of training, {size(disk)} of checkpoints",
         f"left: {duration(sum(left.values()))} of training, "
-        f"about {duration(_makespan(plan, left, workers))} with {workers} at a time",
+        f"about {duration(_makespan(plan, fleets, left, workers))} with {workers} at a time",
         f"estimated from {model.source}",
         "disk: computed from the sizes of the networks",
     ]
@@ -106,6 +125,20 @@ def _state_table(plan: Plan, states: dict[Job, str]) -> Iterator[str]:
         yield f"{run.job.folder.name:<{width}}  {_state_of(run.job, states[run.job])}"
 
 
+def _in_words(fleets: list[tuple[Job, ...]]) -> str:
+    """E.g. "processes: 4 x 10 runs, 1 x 1 run"."""
+    counts = Counter(map(len, fleets))
+    parts = (f"{counts[n]} x {n} run{'s' if n > 1 else ''}" for n in sorted(counts, reverse=True))
+    return f"processes: {', '.join(parts)}"
+
+
+def _fleet_table(fleets: list[tuple[Job, ...]]) -> Iterator[str]:
+    yield f"{_in_words(fleets)}; those of a process share its batches and its teacher:"
+    for fleet in fleets:
+        first, last = fleet[0].folder.name, fleet[-1].folder.name
+        yield f"{len(fleet):>4}  {first}" + (f" to {last}" if len(fleet) > 1 else "")
+
+
 def _state_of(job: Job, state: str) -> str:
     if state in ("waiting", "running") and job.is_resumable():
         return f"{state}, {job.epochs_done()} of {job.cfg.SOLVER.EPOCHS} epochs done"
@@ -119,16 +152,19 @@ def _rest(job: Job) -> float:
     return max(0.0, 1 - job.epochs_done() / job.cfg.SOLVER.EPOCHS)
 
 
-def _makespan(plan: Plan, left: dict[Job, float], workers: int) -> float:
+def _makespan(
+    plan: Plan, fleets: list[tuple[Job, ...]], left: dict[Job, float], workers: int
+) -> float:
     """Seconds until the last run has ended if each starts when one of ``workers`` is free.
 
-    Teachers first; a student may start as soon as its own teacher is done.
+    Teachers first; a process of students may start as soon as their teacher is done.
     """
     free, ended = [0.0] * workers, {}
-    for job in (j for j in plan.jobs if j in left):
+    teachers = [(job,) for job in plan.teachers.values() if job in left]
+    for jobs in (*teachers, *fleets):
         free.sort()
-        start = max(free[0], ended.get(plan.needs.get(job), 0.0))
-        free[0] = ended[job] = start + left[job]
+        start = max(free[0], ended.get(plan.needs.get(jobs[0]), 0.0))
+        free[0] = ended[jobs[0]] = start + sum(left[job] for job in jobs)
     return max(free)
 
 

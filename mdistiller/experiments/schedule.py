@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
@@ -28,7 +28,7 @@ class Backend(Protocol):
 
     def has_room(self) -> bool: ...
 
-    def start(self, job: Job) -> None: ...
+    def start(self, jobs: tuple[Job, ...]) -> None: ...  # in one process
 
     def finished(self) -> list[tuple[Job, int]]: ...
 
@@ -60,8 +60,9 @@ class Schedule:
     Args:
         jobs: those that are not done yet.
         backend: where they are trained.
+        fleets: jobs that one process trains side by side; those not in any are alone.
         needs: the job that must be done before, for jobs that need one. It is among ``jobs``,
-            or done already, or has failed before.
+            or done already, or has failed before. The same for all jobs of a fleet.
         observe: called as ``observe(event, job)`` with "started" or the name of an
             :class:`Outcome` list.
         tick: called several times a second.
@@ -73,6 +74,7 @@ class Schedule:
         jobs: list[Job],
         backend: Backend,
         *,
+        fleets: Iterable[tuple[Job, ...]] = (),
         needs: Mapping[Job, Job] | None = None,
         observe: Callable[[str, Job], None] = lambda event, job: None,
         tick: Callable[[], None] = lambda: None,
@@ -81,6 +83,7 @@ class Schedule:
         self.outcome = Outcome()
         self._waiting = list(jobs)
         self._backend = backend
+        self._fleets = {job: fleet for fleet in fleets for job in fleet}
         self._needs = needs or {}
         self._observe, self._tick = observe, tick
         self._stop_at_failure = stop_at_failure
@@ -115,13 +118,15 @@ class Schedule:
     def _start_some(self) -> None:
         self._look_elsewhere()
         for job in list(self._waiting):
+            if job not in self._waiting:  # it has started with an earlier one
+                continue
             if not self._backend.has_room():
                 return
             need = self._needs.get(job)
             if need is not None and self._is_hopeless(need):
                 self._settle("blocked", job)
             elif need is None or self._is_done(need):
-                self._start(job)
+                self._start(self._fleets.get(job, (job,)))
 
     def _is_done(self, need: Job) -> bool:
         pending = need in self._claims or need in self._waiting or need in self.outcome.elsewhere
@@ -133,34 +138,46 @@ class Schedule:
     def _is_hopeless(self, need: Job) -> bool:
         return need in self.outcome.failed + self.outcome.stopped or need.failure_file.exists()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, fleet: tuple[Job, ...]) -> None:
+        """Those of a fleet that are free."""
+        jobs = tuple(job for job in fleet if job in self._waiting and self._claim(job))
+        if not jobs:
+            return
+        self._backend.start(jobs)
+        for job in jobs:
+            self._observe("started", job)
+
+    def _claim(self, job: Job) -> bool:
+        """Take a waiting job, or settle it as what it has become."""
         file = claim(job.claim_file)
         if file is None or is_locked(job.folder / ".lock"):
             if file:
                 file.close()
             self._settle("elsewhere", job)
-            return
+            return False
         # Another process may have brought it to an end since the plan was made.
         event = "done" if job.result() is not None else None
         event = event or ("failed" if job.failure_file.exists() else None)
         if event:
             file.close()
             self._settle(event, job)
-            return
+            return False
         self._waiting.remove(job)
         self._claims[job] = file
-        self._backend.start(job)
-        self._observe("started", job)
+        return True
 
     def _finish(self, job: Job, code: int) -> None:
         # Judged while it is still claimed: nobody else can have started it again.
         if job.result() is not None:
             event = "done"
             job.forget_failure()
-        elif code in _INTERRUPTED:
-            event = "stopped"
         elif any(_LOCKED_OUT in line for line in job.log_tail()) and code:
             event = "elsewhere"
+            job.forget_failure()
+        elif job.failure_file.exists():  # a fleet knows which of its members have failed
+            event = "failed"
+        elif code in _INTERRUPTED:
+            event = "stopped"
         else:
             event = "failed"
             job.mark_failed(code)

@@ -12,6 +12,10 @@ import os
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .job import Job
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,21 +36,27 @@ def tether_to(parent: int) -> None:
         sys.exit("error: the process that started this training has ended")
 
 
+def wait_for_lock(job: Job) -> None:
+    """Until what is left of an earlier process of ``job`` has ended, if that is soon."""
+    from mdistiller.engine.lock import is_locked
+
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while is_locked(job.folder / ".lock") and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 def main(parent: int, cfg_file: str, opts: tuple[str, ...]) -> None:
     """Train to the end what ``cfg_file`` and the overrides ``opts`` say, unless it is done."""
     tether_to(parent)
     # Only now, for they take seconds, in which the parent may end.
     from mdistiller.engine.command import main as train
-    from mdistiller.engine.lock import is_locked
 
     from .job import Job
 
     job = Job(cfg_file, opts)
     if job.result() is not None:
         return
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while is_locked(job.folder / ".lock") and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_lock(job)
     resume = ["--resume"] if job.is_resumable() else []
     train(["--cfg", cfg_file, *resume, *opts])
 

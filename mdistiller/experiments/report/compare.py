@@ -114,7 +114,8 @@ def _tables(
     unlike = [n for n, run in zip(names, runs, strict=True) if not same_machine(run, runs[0])]
     if unlike and all(run.state == "done" for run in runs):
         others = ", ".join(unlike)
-        yield Listing((f"times cannot be compared: other device or threads in {others}",))
+        words = "other device, threads or number of runs in the process"
+        yield Listing((f"times cannot be compared: {words} in {others}",))
 
 
 def _outcome(runs: list[Run]) -> Iterator[tuple[str, ...]]:
@@ -137,6 +138,7 @@ def _outcome(runs: list[Run]) -> Iterator[tuple[str, ...]]:
     yield ("cost factor to the first run", "", *(_factor(s, seconds[0]) for s in seconds[1:]))
     yield ("device", *(str(run.result.get("device", "")) for run in runs))
     yield ("threads", *(str(run.result.get("threads", "")) for run in runs))
+    yield ("runs in its process", *(", ".join(map(str, run.fleets)) for run in runs))
     for key in ("ce", "kd"):
         if any(run.dynamics for run in runs):
             yield (f"weight of {key}, first → last epoch", *(_weight(run, key) for run in runs))

@@ -37,7 +37,8 @@ _TIME = (
     "this comparison is hard on the slower method. The fair alternative is to train it anew with "
     "fewer epochs (SOLVER.EPOCHS divided by the cost factor, SOLVER.LR_DECAY_STAGES alike); this "
     "report cannot derive that from the runs it has. Times were taken while whatever else ran on "
-    "the machine; runs on different devices or with different numbers of threads are left out."
+    "the machine; runs on different devices, with different numbers of threads, or that shared "
+    "their teacher with different numbers of others are left out."
 )
 _BY_THEN = {
     "last": "last epoch complete by then",

@@ -15,7 +15,7 @@ from .statistics import Spread, spread
 RUN_COLUMNS = (
     *("table", "dataset", "row", "method", "variant", "ce_weight", "column", "teacher", "student"),
     *("trial", "seed", "state", "epochs", "last_top1", "best_top1", "best_epoch", "seconds"),
-    *("median_epoch_seconds", "device", "threads", "torch", "commit", "folder", "reason"),
+    *("median_epoch_seconds", "device", "threads", "fleet", "torch", "commit", "folder", "reason"),
 )
 CELL_COLUMNS = (
     *("table", "dataset", "row", "column", "n", "last_mean", "last_deviation", "best_mean"),
@@ -52,7 +52,7 @@ def _run(row: Row, column: Column, run: Run) -> tuple[Any, ...]:
         *(run.trial, run.seed, run.state),
         *(result.get(k) for k in ("epochs", "last_top1", "best_top1", "best_epoch", "seconds")),
         median(map(float, seconds)) if len(seconds) else None,
-        *(result.get(k) for k in ("device", "threads")),
+        *(result.get(k) for k in ("device", "threads", "fleet")),
         (result.get("versions") or {}).get("torch"),
         result.get("commit"),
         run.folder.name,

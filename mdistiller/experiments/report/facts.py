@@ -27,11 +27,24 @@ def facts(plan: Plan) -> tuple[str, ...]:
         "it is biased upwards and shown for comparison with tables that report it",
         _printed(plan),
     ]
+    if fleets := _fleets(runs):
+        lines.insert(3, fleets)
     if teachers := _teachers(plan):
         lines.insert(1, f"teachers, test top-1 in %: {teachers}")
     if len({r["epochs"] for r in results}) > 1:
         lines.append("warning: the runs differ in their epochs; such cells cannot be compared")
     return tuple(lines)
+
+
+def _fleets(runs: Iterable[Run]) -> str | None:
+    """Where times are not those of runs alone."""
+    sizes = ["1" if run.fleets == (1,) else " and ".join(map(str, run.fleets)) for run in runs]
+    if set(sizes) <= {"1"}:
+        return None
+    return (
+        f"runs in one process: {_values(sizes)}; the time of such a run is that of its own steps "
+        "and an equal part of what its process did for all: batches and the teacher"
+    )
 
 
 def _values(values: Iterable[Any]) -> str:

@@ -64,9 +64,14 @@ class Run:
         return next((n for n in DYNAMICS if isinstance(last.get(n), dict)), None)
 
     @property
-    def machine(self) -> tuple[str, Any]:
-        """What must agree for two times to be comparable: device and threads."""
-        return str(self.result.get("device")), self.result.get("threads")
+    def fleets(self) -> tuple[int, ...]:
+        """How many runs shared its process, teacher and data, in whichever epochs."""
+        return tuple(sorted({entry.get("fleet", 1) for entry in self.history}))
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        """What must agree for two times to be comparable: device, threads, shared work."""
+        return str(self.result.get("device")), self.result.get("threads"), self.fleets
 
 
 def _get(entry: Any, keys: tuple[str, ...]) -> float:

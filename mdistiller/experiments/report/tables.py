@@ -109,8 +109,8 @@ def cost_table(plan: Plan, found: Sequence[Cost]) -> Table:
     )
     caption = (
         "Cost factor (n): median training time of an epoch over that of the baseline in the same "
-        "runs, on the same device and threads; below it both times, and the share of its epochs "
-        "that the slower run had completed at equal time"
+        "runs, on the same device and threads and with the same sharing; below it both times, and "
+        "the share of its epochs that the slower run had completed at equal time"
     )
     return Table(caption, ("method", *(column.label for column in plan.columns)), rows)
 
