@@ -126,6 +126,10 @@ class BaseTrainer:
         """
         return loss if self.world.size == 1 else loss * (self._share if share is None else share)
 
+    def kept_weights(self, ce: Tensor, kd: Tensor) -> Tensor | None:
+        """The two losses' weights [2] for ``StepResult.weights``; None without LOG.WEIGHTS."""
+        return torch.stack([ce, kd]).detach() if self.cfg.LOG.WEIGHTS else None
+
     def reduce_gradients(self) -> None:
         """Sum the gradients in ``grad`` over the processes."""
         self.world.sum_(self._gradients_left())
@@ -181,7 +185,7 @@ class BaseTrainer:
             for epoch in range(done + 1, epochs + 1):
                 entry = self._train_epoch(epoch, sums, record, progress)
                 with self.world.together():
-                    record.epoch(entry)
+                    record.epoch(entry, sums.step_weights())
                     self._checkpoints.save_epoch(epoch)
                 progress.end_epoch(entry)
                 sums = EpochSums()

@@ -11,8 +11,10 @@ from typing import Any
 from mdistiller.errors import MdistillerError
 
 from .board import Board, duration
+from .dependents import Dependents, Follower
 from .estimate import TimeModel, disk_of
 from .job import STATES, Job
+from .ledger import Ledger
 from .plan import Plan, Request, make_plan
 from .plan_file import save_plan
 from .schedule import Backend, Outcome, Schedule
@@ -34,7 +36,14 @@ def reproduce(
     """
     plan = make_plan(request)
     plan.refuse_missing_teachers()
-    states = {job: job.state() for job in plan.jobs}
+    ledger = Ledger(plan)
+    if adopted := ledger.adopt(plan):
+        print(f"{adopted} runs are those of other tables in {request.record}")
+    dependents = Dependents(plan, ledger)
+    plan = dependents.plan
+    ledger.catch_up(plan)
+    dependents.make_ready(list(plan.runs))
+    states = ledger.states(plan)
     if retry_failed:
         for job in plan.jobs:
             job.forget_failure()
@@ -42,17 +51,20 @@ def reproduce(
     for remark in save_plan(plan):
         print(f"note: {remark}")
     pending = [job for job in plan.jobs if states[job] in ("waiting", "running")]
-    print(_headline(plan, states), flush=True)
+    print(_headline(plan, states, len(dependents.waiting)), flush=True)
     outcome = Outcome()
     if pending:
         # In this order, for Ray brings a handler of SIGTERM of its own.
         with _closing(open_backend()) as backend, _interruptible():
             board = Board(plan.jobs, pending)
-            outcome = Schedule(
-                pending, backend, needs=plan.needs, observe=board.observe, tick=board.tick
-            ).run()
+            follower = Follower(dependents, ledger, board)
+            schedule = Schedule(
+                pending, backend, needs=plan.needs, observe=follower.observe, tick=board.tick
+            )
+            follower.schedule = schedule
+            outcome = schedule.run()
     outcome.failed.extend(job for job in plan.jobs if states[job] == "failed")
-    _conclude(plan, outcome)
+    _conclude(dependents, ledger, outcome)
     return outcome
 
 
@@ -64,8 +76,11 @@ def describe(request: Request, workers: int, threads: int) -> str:
         threads: of one run.
     """
     plan = make_plan(request)
-    states = {job: job.state() for job in plan.jobs}
-    lines = [_headline(plan, states), ""]
+    ledger = Ledger(plan)
+    dependents = Dependents(plan, ledger)
+    plan = dependents.plan
+    states = ledger.states(plan)
+    lines = [_headline(plan, states, len(dependents.waiting)), ""]
     lines += _state_table(plan, states)
     model = TimeModel(plan.jobs, threads)
     seconds = {job: model.seconds(job.cfg) for job in plan.jobs}
@@ -87,9 +102,11 @@ def describe(request: Request, workers: int, threads: int) -> str:
     return "\n".join(lines)
 
 
-def _headline(plan: Plan, states: dict[Job, str]) -> str:
+def _headline(plan: Plan, states: dict[Job, str], deferred: int) -> str:
     counts = Counter(states.values())
     parts = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    if deferred:
+        parts += f"; {deferred} more wait for the runs that they are made of"
     teachers = f" and {len(plan.teachers)} teachers" if plan.teachers else ""
     return (
         f"{plan.table.title}; {plan.table.dataset}: {len(plan.runs)} runs of "
@@ -162,10 +179,13 @@ def _closing(backend: Backend):
     return closing(backend) if hasattr(backend, "close") else nullcontext(backend)
 
 
-def _conclude(plan: Plan, outcome: Outcome) -> None:
+def _conclude(dependents: Dependents, ledger: Ledger, outcome: Outcome) -> None:
     """Say what is missing; raise if something failed."""
-    done = sum(run.job.result() is not None for run in plan.runs)
+    plan = dependents.plan
+    done = sum(ledger.result(run.job) is not None for run in plan.runs)
     print(f"{done} of {len(plan.runs)} runs are done; results in {plan.request.root}")
+    if dependents.waiting:
+        print(f"{len(dependents.waiting)} more wait for the runs that they are made of")
     if outcome.elsewhere:
         print(f"{len(outcome.elsewhere)} are being trained by another process")
     for job in outcome.failed:

@@ -81,12 +81,18 @@ class Schedule:
         self.outcome = Outcome()
         self._waiting = list(jobs)
         self._backend = backend
-        self._needs = needs or {}
+        self._needs = dict(needs or {})
         self._observe, self._tick = observe, tick
         self._stop_at_failure = stop_at_failure
         self._claims: dict[Job, IO[str]] = {}
         self._met: set[Job] = set()
         self._next_look = 0.0
+
+    def add(self, job: Job, need: Job | None = None) -> None:
+        """See one more job through, before those that have not been started."""
+        self._waiting.insert(0, job)
+        if need is not None:
+            self._needs[job] = need
 
     def run(self) -> Outcome:
         """See all jobs through.
