@@ -133,7 +133,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], li
         remarks.append(f"{replaced} cells of {FILE} had other settings and are replaced")
     if others:
         remarks.append(f"{others} other cells of {FILE} have other overrides or epochs than these")
-    whole = _whole_table(new["table"], new["dataset"])
+    whole = whole_table(new["table"], new["dataset"])
     merged = {
         **new,
         "rows": _union(old["rows"], new["rows"], [row.key for row in whole.rows]),
@@ -144,7 +144,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], li
     return merged, remarks
 
 
-def _whole_table(name: str, dataset: str) -> Table:
+def whole_table(name: str, dataset: str) -> Table:
     """With every pair that may be asked for."""
     return build_table(name, dataset, () if dataset == PAPERS_DATASET else tuple(PAIRS))
 
