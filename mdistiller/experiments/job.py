@@ -42,12 +42,19 @@ def identity_of(leaves: dict[str, Any]) -> dict[str, Any]:
         leaves: all settings that a run uses, by dotted key; sequences as tuples or lists.
     """
     defaults = CFG.leaves()
+    return {
+        key: value
+        for key, value in relevant(leaves).items()
+        if key not in defaults or value != _plain(defaults[key])
+    }
+
+
+def relevant(leaves: dict[str, Any]) -> dict[str, Any]:
+    """As :func:`identity_of`, with the values that are at their defaults."""
     found = {
         key: _plain(value)
         for key, value in leaves.items()
-        if (key not in PLACES or key in _FILES)
-        and not key.startswith("LOG.")
-        and (key not in defaults or _plain(value) != _plain(defaults[key]))
+        if (key not in PLACES or key in _FILES) and not key.startswith("LOG.")
     }
     for key in _FILES:
         if key in found:

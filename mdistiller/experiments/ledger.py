@@ -18,7 +18,15 @@ from mdistiller.errors import DataError
 from .derive import Source
 from .job import Job, hash_of, identity_hash, identity_of
 from .plan import Plan, Run, request_opts
-from .record import TEACHER, append, make_record, read_records, record_file, recorded_epochs
+from .record import (
+    TEACHER,
+    append,
+    check_writable,
+    make_record,
+    read_records,
+    record_file,
+    recorded_epochs,
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,13 @@ class Ledger:
         return count
 
     def catch_up(self, plan: Plan) -> None:
-        """Record what has ended without being recorded."""
+        """Record what has ended without being recorded.
+
+        Raises:
+            DataError: the folder of records cannot be written.
+        """
+        if self._file:
+            check_writable(self._file.parent)
         for job in plan.jobs if self._file else ():
             if not self._done(job) and (state := job.state()) in ("done", "failed"):
                 self.observe(state, job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from mdistiller.engine.records import WEIGHTS_FILE, read_lines, read_metrics
 from mdistiller.engine.result import source_commit
 from mdistiller.errors import DataError
 
-from .job import Job, identity_hash
+from .job import Job, identity_hash, relevant
 
 # Where grids are recorded unless another folder is given.
 RESULTS = "results"
@@ -40,8 +41,8 @@ def make_record(job: Job, state: str) -> dict[str, Any]:
     by then; the epochs' entries in six digits; the weights of every step in single precision,
     exactly, which is what a replay multiplies with.
     """
-    leaves = used_groups(job.cfg).leaves()
-    record: dict[str, Any] = {"state": state, "hash": identity_hash(job.cfg), "config": leaves}
+    settings = relevant(used_groups(job.cfg).leaves())
+    record: dict[str, Any] = {"state": state, "hash": identity_hash(job.cfg), "config": settings}
     if state == "done":
         record["result"] = job.result()
     else:
@@ -112,6 +113,20 @@ def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
         ) from None
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder for records; better now than when the first run has ended.
+
+    Raises:
+        DataError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
 def append(path: Path, record: dict[str, Any]) -> bool:
     """Add a record as a line, whole or not at all; processes take turns.
 
@@ -134,9 +149,11 @@ def append(path: Path, record: dict[str, Any]) -> bool:
             os.fsync(file.fileno())
             return True
     except OSError as error:
-        raise DataError(
-            f"cannot write {path} ({error.strerror or error}); give another --record"
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write {path} ({error.strerror or error}); give another --record")
 
 
 def _outcome(record: dict[str, Any]) -> tuple[Any, ...]:
