@@ -30,17 +30,18 @@ HOLDOUT_OTHERWISE = 5000
 # The row that is made of the chosen weights' runs when the results are read.
 BEST_FIXED = "best_fixed"
 
-# What each control would show if the weighting were no better than it.
+# What is no explanation of a gain if the weighting is better than the control.
 RULES_OUT = {
-    "scaled_lr": "that a gain is one of the step's length: plain training with a learning rate "
-    "that gives steps as long as those of the weighting's run",
-    "mean_weights": "that constant weights do as well: the loss weights fixed at the means of "
-    "the weighting's run",
-    "same": "that the second batch matters: the same reading with the reference gradient from "
-    "the current batch",
-    "shuffled": "that it matters when a weight is used: the run's own weights, in random order",
-    BEST_FIXED: "that a search over fixed loss weights does as well: the best of "
-    f"{len(FIXED)} pairs, chosen by the accuracy on held-out training images",
+    "scaled_lr": "that it is one of step length alone (plain KD, learning rate scaled to the mean "
+    "step length of the weighting's run)",
+    "mean_weights": "that constant weights do as well (plain KD, loss weights fixed at the means "
+    "of the weighting's run)",
+    "same": "that the current batch serves as well as a second one (the same reading, reference "
+    "gradient from the current batch)",
+    "shuffled": "that it does not matter when a weight is used (the run's own weights in random "
+    "order)",
+    BEST_FIXED: "that a search over fixed loss weights does as well (the best of "
+    f"{len(FIXED)} pairs, chosen by accuracy on held-out training images)",
 }
 
 # Keeps the weights of every step, from which controls are made.
@@ -87,10 +88,10 @@ def _controls() -> tuple[Row, ...]:
         return Row(key, label, "KD", CONTROL, VANILLA, derived=Derived(SOURCE, key))
 
     return (
-        derived("scaled_lr", "control 1: KD, step length of align"),
-        derived("mean_weights", "control 2: KD, mean weights of align"),
-        _reading("same", "control 3: align, G of the same batch", "align", *_same_batch()),
-        derived("shuffled", "control 4: KD, weights of align shuffled"),
+        derived("scaled_lr", "control 1: KD, steps as long"),
+        derived("mean_weights", "control 2: KD, mean weights"),
+        _reading("same", "control 3: G of the same batch", "align", *_same_batch()),
+        derived("shuffled", "control 4: KD, shuffled weights"),
     )
 
 

@@ -31,8 +31,10 @@ _OPENING = (
     "{folder}/notes/ and is taken over as it is; all else is computed. docs/report.md defines the "
     "statistics, docs/study.md what the grids are for."
 )
-# Not these: a page of their own has them, and here they would hide the others.
+# A report of its own has these of every table; here they would hide the others.
 _LEFT_OUT = ("curves",)
+# With more rows a line each is no picture any more.
+_LINES = 12
 
 
 def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> Path:
@@ -62,7 +64,9 @@ def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> 
     pictures: dict[str, str | bytes] = {}
     for table, dataset in known:
         plan = load_recorded(folder, table, dataset)
-        drawn = [d for d in draw(tested(plan), rule) if d.name not in _LEFT_OUT]
+        part = tested(plan)
+        left_out = {*_LEFT_OUT, *(["equal_time"] if len(part.rows) > _LINES else [])}
+        drawn = [d for d in draw(part, rule) if d.name not in left_out]
         for one in drawn:
             name = f"{table}-{dataset}-{one.name}"
             pictures[f"{name}.png"], pictures[f"{name}.svg"] = save(one.figure)

@@ -21,8 +21,8 @@ from .statistics import Spread, spread
 
 _CONTROLS = (
     "Each control takes one thing away that the weighting has. The difference is {source} minus "
-    "the control, paired by trial; what the last column names is ruled out where the interval is "
-    "above zero, and remains possible where it is not."
+    "the control, paired by trial. What the second column names is ruled out as the explanation of "
+    "a gain where the interval is above zero, and remains possible where it is not."
 )
 
 
@@ -109,13 +109,13 @@ def controls(plan: Plan, rules: list[str]) -> Iterator[Block]:
                 numbers.probability(entry.pooled.p),
                 str(entry.pooled.n),
             )
-        lines.append((row.label, *numbers_of, RULES_OUT[row.key]))
+        lines.append((row.label, RULES_OUT[row.key], *numbers_of))
     word = plan.column_word
-    head = ("control", f"mean over {word}s", "95 % CI", "paired t test p", "n", "what it rules out")
+    head = ("control", "rules out", f"mean over {word}s", "95 % CI", "paired t test p", "n")
     yield Heading("Controls")
     yield Text(_CONTROLS.format(source=source.label))
     caption = f"{source.label} minus control, percentage points of test top-1, {rule} epoch"
-    yield Table(caption, head, tuple(lines))
+    yield Table(caption, head, tuple(lines), labels=2)
     yield from _selection(plan)
 
 
