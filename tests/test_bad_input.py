@@ -459,6 +459,9 @@ CONFIGURATIONS = {
         ["DISTILLER.TYPE", "KD", "SOLVER.TRAINER", "crossbatch"]
     ],
     "configuration: a method without a teacher for DOT": [["SOLVER.TRAINER", "dot"]],
+    "configuration: no weights to replay": [
+        ["SOLVER.TRAINER", "replay", "DISTILLER.TYPE", "KD", "REPLAY.FILE", "/nowhere"]
+    ],
     "configuration: LR stages beyond the last epoch": [
         ["SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[7]"]
     ],
@@ -488,4 +491,4 @@ def test_every_row_of_the_table_is_tested():
     unnamed.add("checkpoint: of another number of classes")  # all three: see test_checkpoint
     assert unnamed <= set(ROWS)
     assert [row for row in ROWS if f'"{row}"' not in source and row not in unnamed] == []
-    assert len(ROWS) == 34
+    assert len(ROWS) == 35

@@ -207,6 +207,17 @@ def test_plan_file_replaces_cells_with_other_settings_and_says_so(tmp_path: Path
 # ---- states ----------------------------------------------------------------------------------
 
 
+def test_rows_of_another_version_are_left_out_of_the_plan_file(tmp_path: Path) -> None:
+    plan = make_plan(request(tmp_path))
+    save_plan(plan)
+    path = plan.request.root / "plan.json"
+    path.write_text(path.read_text().replace('"kd_crossbatch"', '"kd_ours"'))
+    assert save_plan(make_plan(request(tmp_path))) == [
+        "rows of another version are left out of plan.json: kd_ours"
+    ]
+    assert [row["key"] for row in load_plan(plan.request.root)["rows"]] == ["kd", "kd_crossbatch"]
+
+
 def test_states_of_a_run(tmp_path: Path) -> None:
     job = make_plan(request(tmp_path)).runs[0].job
     assert job.state() == "waiting"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ CASES = {
     "uncertainty": ("uncertainty", "KD", ()),
     "gradient cosine": ("gradient_cosine", "KD", ()),
     "distill-decay": ("distill_decay", "KD", ()),
+    "replay": ("replay", "KD", ("REPLAY.SHUFFLE", True)),
 }
 
 
@@ -51,10 +53,23 @@ def images(seed: int, count: int, padding: int) -> ImageArray:
     return ImageArray(pixels, labels, CLASSES, padding)
 
 
+def some_weights(folder: Path, epochs: int) -> Path:
+    """A file with the weights of all steps of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = torch.rand(epochs, 2, STEPS, generator=torch.Generator().manual_seed(5)).tolist()
+    lines = [{"epoch": e, "ce": ce, "kd": kd} for e, (ce, kd) in enumerate(values, 1)]
+    file = folder / "weights.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
 def build(tmp_path, case: str, *opts, teacher_seed: int = 99):
     """A trainer of toy networks on 35 random images; the last batch of an epoch is smaller."""
     trainer, method, own = CASES[case]
     cfg = config(tmp_path, *SHORT, "SOLVER.TRAINER", trainer, "DISTILLER.TYPE", method, *own, *opts)
+    if trainer == "replay" and not cfg.REPLAY.FILE:
+        file = some_weights(tmp_path, cfg.SOLVER.EPOCHS)
+        cfg.merge_from_list(["REPLAY.FILE", str(file)])
     student, teacher = networks()
     torch.manual_seed(teacher_seed)
     teacher = ToyNet(6).eval()

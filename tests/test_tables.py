@@ -15,6 +15,8 @@ from mdistiller.experiments.pairs import PAIRS
 from mdistiller.experiments.plan import trial_seed
 
 CELLS = {"table1": 70, "table2": 24, "figure2a": 27, "figure2b": 27, "figure3": 12, "figure4": 6}
+# On two pairs each.
+CELLS |= {"grid_a": 20, "grid_b": 64, "grid_c": 22, "grid_d": 14}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -22,7 +24,7 @@ def test_all_cells_are_there_and_distinct(name: str) -> None:
     table = build_table(name)
     assert len(table.cells) == CELLS[name]
     assert len({(c.row.key, c.column.key) for c in table.cells}) == CELLS[name]
-    assert len({(c.cfg_file, c.opts) for c in table.cells}) == CELLS[name]
+    assert len({(c.cfg_file, c.opts, c.row.derived) for c in table.cells}) == CELLS[name]
     assert table.trials == 5
     assert CELLS.keys() == set(TABLES)
 

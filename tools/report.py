@@ -9,16 +9,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdistiller.cli import exit_on_error  # noqa: E402
+from mdistiller.experiments import RESULTS, STUDY  # noqa: E402
 from mdistiller.experiments.report import (  # noqa: E402
+    Plan,
     compare_runs,
     find_root,
     load_plan,
+    load_recorded,
+    write_evidence,
     write_report,
 )
 
 EXAMPLES = """examples:
   python tools/report.py table1 --dataset fashion_mnist     # output/table1/fashion_mnist/report/
   python tools/report.py output/table1/digits --out pages --select best
+  python tools/report.py grid_a --dataset digits --records results   # from the records alone
+  python tools/report.py evidence                                    # docs/evidence.md
   python tools/report.py compare output/digits/kd output/digits/crossbatch_kd --out pages
 """
 
@@ -27,13 +33,23 @@ def parse_table(argv: list[str]) -> argparse.Namespace:
     """The command line of a table's report."""
     parser = argparse.ArgumentParser(
         description="Write the report of a table from its result folders, as HTML, Markdown, "
-        "LaTeX, CSV and figures. `report.py compare RUN RUN ...` puts runs side by side.",
+        "LaTeX, CSV and figures. `report.py compare RUN RUN ...` puts runs side by side, "
+        "`report.py evidence` makes one page of all records.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", help="such as table1, or the folder with its plan.json")
     parser.add_argument("--dataset", help="if the table was run on several")
     parser.add_argument("--prefix", default="./output", metavar="DIR", help="default ./output")
+    parser.add_argument(
+        "--records",
+        metavar="DIR",
+        help=f"read the records there instead of the folders (default for grids: {RESULTS}, if it "
+        "has some)",
+    )
+    parser.add_argument(
+        "--settings", metavar="ID", help="of the records, the runs with these overrides"
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="where to write (default: report/ in the table's folder)"
     )
@@ -59,6 +75,27 @@ def parse_compare(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def parse_evidence(argv: list[str]) -> argparse.Namespace:
+    """The command line of the page of all records."""
+    parser = argparse.ArgumentParser(
+        prog="report.py evidence",
+        description="Write evidence.md, and its figures into evidence/, from all records.",
+    )
+    parser.add_argument("--records", default=RESULTS, metavar="DIR", help=f"(default {RESULTS})")
+    parser.add_argument("--out", default="docs", metavar="DIR", help="(default docs)")
+    return parser.parse_args(argv)
+
+
+def open_plan(args: argparse.Namespace) -> Plan:
+    """The table from its records or from its folders."""
+    records = args.records
+    if records is None and args.table in STUDY and any(Path(RESULTS).glob(f"{args.table}-*")):
+        records = RESULTS
+    if records is None:
+        return load_plan(find_root(args.table, args.prefix, args.dataset))
+    return load_recorded(records, args.table, args.dataset, args.prefix, args.settings)
+
+
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
@@ -66,8 +103,12 @@ def main(argv: list[str] | None = None) -> None:
         args = parse_compare(argv[1:])
         print(compare_runs(args.runs, args.out))
         return
+    if argv[:1] == ["evidence"]:
+        args = parse_evidence(argv[1:])
+        print(write_evidence(args.records, args.out))
+        return
     args = parse_table(argv)
-    plan = load_plan(find_root(args.table, args.prefix, args.dataset))
+    plan = open_plan(args)
     page = write_report(plan, args.out, args.select)
     print(", ".join(f"{count} {state}" for state, count in plan.states.items()))
     print(page)

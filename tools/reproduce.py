@@ -12,6 +12,7 @@ examples:
   python tools/reproduce.py table1 --dataset digits --trials 3 --workers 2
   python tools/reproduce.py table2 --epochs 60 SOLVER.DEVICE cuda
   python tools/reproduce.py table1 --share-teacher --workers 2 --fleet-size 5
+  python tools/reproduce.py grid_b --dataset fashion_mnist --workers 2 --record results
   python tools/reproduce.py table1 --backend ray --address auto --gpus-per-run 0.5
 """
 
@@ -27,6 +28,8 @@ from mdistiller.cli import exit_on_error  # noqa: E402
 from mdistiller.errors import ConfigError  # noqa: E402
 from mdistiller.experiments import (  # noqa: E402
     ALL,
+    RESULTS,
+    STUDY,
     TABLES,
     LocalBackend,
     RayBackend,
@@ -60,6 +63,12 @@ def parse_arguments() -> argparse.Namespace:
         "--train-teachers", action="store_true", help="train teachers whose checkpoint is missing"
     )
     parser.add_argument("--prefix", default="./output", metavar="DIR", help="(default ./output)")
+    parser.add_argument(
+        "--record",
+        metavar="DIR",
+        help="add a line for every run that ends to DIR/<table>-<dataset>.jsonl; what is done "
+        f"there is not trained again (default for grids: {RESULTS})",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print plan, time and disk only")
     parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     _add_machine(parser.add_argument_group("where it runs"))
@@ -108,6 +117,7 @@ def main() -> None:
         args.prefix,
         tuple(args.opts),
         args.train_teachers,
+        args.record or (RESULTS if args.table.lower() in STUDY else None),
     )
     overrides = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
     slots = local_slots(args.workers, overrides.get("SOLVER.DEVICE", "auto"), args.threads)

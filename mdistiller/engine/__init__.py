@@ -11,6 +11,7 @@ from .balancing import (
 from .crossbatch import CrossBatchTrainer
 from .dot import CRDDOTTrainer, CRDTrainer, DistillationOrientedTrainer, DOTTrainer
 from .multitask import MultitaskTrainer
+from .replay import ReplayTrainer
 from .trainer import BaseTrainer, StepResult
 
 trainer_dict = Registry("trainer")
@@ -25,6 +26,7 @@ trainer_dict.update(
     uncertainty=UncertaintyTrainer,
     gradient_cosine=GradientCosineTrainer,
     distill_decay=DistillDecayTrainer,
+    replay=ReplayTrainer,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "GradNormTrainer",
     "GradientCosineTrainer",
     "MultitaskTrainer",
+    "ReplayTrainer",
     "StepResult",
     "UncertaintyTrainer",
     "trainer_dict",

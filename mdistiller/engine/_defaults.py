@@ -62,6 +62,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.LOG.TENSORBOARD_FREQ = 500
     cfg.LOG.SAVE_CHECKPOINT_FREQ = 40
     cfg.LOG.SAVE_EVERY_STEPS = 0  # added; 0: a checkpoint after each epoch only
+    cfg.LOG.WEIGHTS = False  # added; True: the two losses' weights in every step, weights.jsonl
     cfg.LOG.PREFIX = "./output"
     cfg.LOG.WANDB = False  # mdistiller: True
 
@@ -91,6 +92,7 @@ def _add_weightings(cfg: CfgNode, node: type[CfgNode]) -> None:
     cfg.GRADNORM = node({"ALPHA": 1.5, "LR": 0.025})
     cfg.UNCERTAINTY = node({"LR": 0.01})
     cfg.GRADIENT_COSINE = node({"WEIGHTED": False})
+    cfg.REPLAY = node({"FILE": "", "SHUFFLE": False})
     decay = cfg.DISTILL_DECAY = node()
     decay.START = 0.5
     decay.END = 0.75

@@ -94,6 +94,7 @@ class WeightedSumTrainer(BaseTrainer):
             losses,
             diagnostics={"ce": weights[0], "kd": weights[1]},
             gradients={"gradient": self.gradient_norm()},
+            weights=self.kept_weights(weights[0], weights[1]),
         )
 
 

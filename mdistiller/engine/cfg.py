@@ -22,10 +22,13 @@ _ALWAYS_SHOWN = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG")
 CROSSBATCH_PREFIX = "CROSSBATCH_"
 
 # The nodes that configure the trainer of the same name.
-_TRAINER_NODES = ("MULTITASK", "GRADNORM", "UNCERTAINTY", "GRADIENT_COSINE", "DISTILL_DECAY")
+_TRAINER_NODES = (
+    *("MULTITASK", "GRADNORM", "UNCERTAINTY", "GRADIENT_COSINE", "DISTILL_DECAY", "REPLAY"),
+)
 
-# Keys that say where things lie or how they are called: no change of them changes a number
-# (of the teacher its weights count, not where they lie). The keys of LOG are of this kind, too.
+# Keys that say where things lie or how they are called: no change of them changes a number (of
+# the teacher and of a file to replay the content counts, not where it lies). The keys of LOG are
+# of this kind, too.
 PLACES = (
     "EXPERIMENT.PROJECT",
     "EXPERIMENT.NAME",
@@ -33,6 +36,7 @@ PLACES = (
     "DATASET.ROOT",
     "DATASET.NUM_WORKERS",
     "DISTILLER.TEACHER_CKPT",
+    "REPLAY.FILE",
     "SOLVER.DEVICE",
 )
 

@@ -20,6 +20,7 @@ from .crossbatch import REFERENCES, CrossBatchTrainer, build_weighting
 from .multitask import build_aggregator
 from .optim import optimizer_dict
 from .precision import check_amp, check_compile
+from .replay import read_weights
 
 SCHEDULES = ("step", "cosine")
 
@@ -174,3 +175,5 @@ def _check_trainer(cfg: Any) -> None:
         build_aggregator(cfg)
     if chosen == "distill_decay":
         build_schedule(cfg)
+    if chosen == "replay":
+        read_weights(cfg.REPLAY.FILE)

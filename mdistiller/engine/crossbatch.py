@@ -110,14 +110,17 @@ class CrossBatchTrainer(BaseTrainer):
         if not solve:
             self._gradients.backward_weighted((supervised, distillation), self._weights)
             self.reduce_gradients()
-            return StepResult(logits, losses, gradients={"gradient": self.gradient_norm()})
+            gradients = {"gradient": self.gradient_norm()}
+            kept = self.kept_weights(*self._weights)
+            return StepResult(logits, losses, gradients=gradients, weights=kept)
         diagnostics = self._step_with_solved_weights(supervised, distillation)
         gradients = {
             "gradient of the supervised loss": diagnostics["norm_ce"],
             "gradient of the distillation loss": diagnostics["norm_kd"],
             "reference gradient": diagnostics["norm_ref"],
         }
-        return StepResult(logits, losses, diagnostics, gradients)
+        kept = self.kept_weights(*self._weights)
+        return StepResult(logits, losses, diagnostics, gradients, kept)
 
     def _solves_now(self) -> bool:
         """Whether the coming step solves for the weights or reuses the last ones."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .finite import FiniteWatch
@@ -22,12 +23,14 @@ class StepResult:
         losses: the distiller's losses by name, scalar or shape [1].
         diagnostics: scalars whose epoch means go into the logs.
         gradients: scalars by description that must be finite, e.g. a gradient's norm.
+        weights: [2], what multiplied the two losses' gradients, where LOG.WEIGHTS asks for it.
     """
 
     logits: Tensor
     losses: dict[str, Tensor]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
 
 
 class EpochSums:
@@ -49,6 +52,7 @@ class EpochSums:
         self.seconds = 0.0
         self.metrics, self.diagnostics, self.window = DeviceMeter(), DeviceMeter(), DeviceMeter()
         self.finite = FiniteWatch()
+        self._weights: list[Tensor] = []
 
     def add(self, result: StepResult, target: Tensor, images: int) -> None:
         """One step on ``images`` images with the labels ``target`` [B]; stays on the device."""
@@ -58,17 +62,31 @@ class EpochSums:
         self.diagnostics.update(result.diagnostics)
         self.window.update(result.diagnostics)
         self.finite.update({**result.losses, **result.gradients}, self.steps)
+        if result.weights is not None:
+            self._weights.append(result.weights)
+
+    def step_weights(self) -> dict[str, list[float]]:
+        """``ce`` and ``kd``, the losses' weights in every step so far; empty if none are kept.
+
+        One host read, however many steps there were.
+        """
+        if not self._weights:
+            return {}
+        return dict(zip(("ce", "kd"), torch.stack(self._weights, dim=1).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types from which :meth:`load_state_dict` continues."""
         meters = {name: getattr(self, name).state_dict() for name in self._METERS}
-        return {"steps": self.steps, "images": self.images, "seconds": self.seconds, **meters}
+        sums = {"steps": self.steps, "images": self.images, "seconds": self.seconds, **meters}
+        # Only where they are kept, so that other checkpoints stay as they are.
+        return {**sums, "weights": torch.stack(self._weights).cpu()} if self._weights else sums
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; its tensors are taken over as they are."""
         self.steps, self.images, self.seconds = state["steps"], state["images"], state["seconds"]
         for name in self._METERS:
             getattr(self, name).load_state_dict(state[name])
+        self._weights = list(state["weights"]) if "weights" in state else []
 
 
 def measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:

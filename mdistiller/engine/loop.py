@@ -68,7 +68,7 @@ class Loop:
             for epoch in range(done + 1, last + 1):
                 entry = yield from self._epoch(epoch, sums)
                 with self._world.together():
-                    self._record.epoch(entry)
+                    self._record.epoch(entry, sums.step_weights())
                     self._checkpoints.save_epoch(epoch)
                 self._progress.end_epoch(entry)
                 sums = EpochSums()

@@ -66,7 +66,8 @@ class PairTrainer(BaseTrainer):
             "weight of the distillation loss": weights[KD],
         }
         diagnostics = {"ce": weights[CE], "kd": weights[KD], **statistics}
-        return StepResult(logits, losses, diagnostics, gradients)
+        kept = self.kept_weights(weights[CE], weights[KD])
+        return StepResult(logits, losses, diagnostics, gradients, kept)
 
 
 def loss_values(world: World, supervised: Tensor, distillation: Tensor) -> Tensor:

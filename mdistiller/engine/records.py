@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ LOG_KEYS = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
 _RULE = "-" * 25 + "\n"
 
 
+# One line an epoch: the weights of every step, where LOG.WEIGHTS asks for them.
+WEIGHTS_FILE = "weights.jsonl"
+
+
 class RunRecord:
     """Writes ``config.yaml``, ``metrics.jsonl``, ``worklog.txt`` and TensorBoard events.
+
+    With LOG.WEIGHTS also :data:`WEIGHTS_FILE`.
 
     Args:
         folder: the run's folder, which exists.
@@ -42,14 +49,28 @@ class RunRecord:
     def _keep(self, after_epoch: int) -> None:
         """Cut the text logs back to the epochs up to ``after_epoch``."""
         lines = [e for e in read_metrics(self.folder) if e["epoch"] <= after_epoch]
+        weights = [e for e in read_lines(self.folder / WEIGHTS_FILE) if e["epoch"] <= after_epoch]
         self._metrics = self.folder / "metrics.jsonl"
         self._worklog = self.folder / "worklog.txt"
         # Whole files: a kill in between must not lose the epochs that are kept.
         write_text(self._metrics, "".join(json.dumps(e) + "\n" for e in lines))
         write_text(self._worklog, "".join(_worklog_entry(e) for e in lines))
+        self._weights = self.folder / WEIGHTS_FILE
+        if self._weights.exists():
+            write_text(self._weights, "".join(json.dumps(e) + "\n" for e in weights))
 
-    def epoch(self, entry: dict[str, Any]) -> None:
-        """Add one epoch; ``entry`` has "epoch", "lr" and the :data:`LOG_KEYS` at least."""
+    def epoch(
+        self, entry: dict[str, Any], weights: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        """Add one epoch.
+
+        Args:
+            entry: has "epoch", "lr" and the :data:`LOG_KEYS` at least.
+            weights: of every step, by loss; nothing is written if there are none.
+        """
+        if weights:
+            line = {"epoch": entry["epoch"], **weights}
+            _append(self._weights, json.dumps(line) + "\n")
         _append(self._metrics, json.dumps(entry) + "\n")
         _append(self._worklog, _worklog_entry(entry))
         for key in LOG_KEYS:
@@ -82,7 +103,9 @@ class NoRecord:
     def __init__(self, folder: Path, cfg, after_epoch: int = 0) -> None:
         pass
 
-    def epoch(self, entry: dict[str, Any]) -> None:
+    def epoch(
+        self, entry: dict[str, Any], weights: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
         pass
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -97,8 +120,12 @@ class NoRecord:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The entries of ``metrics.jsonl``, without a last line that a kill cut short."""
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of ``path`` up to the first that is damaged; none if it is missing."""
     entries = []
-    path = folder / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             entries.append(json.loads(line))

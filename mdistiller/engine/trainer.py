@@ -124,6 +124,10 @@ class BaseTrainer:
         """
         return loss if self.world.size == 1 else loss * (self.share if share is None else share)
 
+    def kept_weights(self, ce: Tensor, kd: Tensor) -> Tensor | None:
+        """The two losses' weights [2] for ``StepResult.weights``; None without LOG.WEIGHTS."""
+        return torch.stack([ce, kd]).detach() if self.cfg.LOG.WEIGHTS else None
+
     def reduce_gradients(self) -> None:
         """Sum the gradients in ``grad`` over the processes."""
         self.world.sum_(self._gradients_left())

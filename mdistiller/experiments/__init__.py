@@ -8,11 +8,15 @@ from .local_backend import LocalBackend, local_slots
 from .pairs import datasets
 from .plan import Request, make_plan
 from .ray_backend import RayBackend
+from .record import RESULTS
 from .reproduce import describe, reproduce
+from .study_layouts import STUDY
 from .tables import TABLES, build_table
 
 __all__ = [
     "ALL",
+    "RESULTS",
+    "STUDY",
     "TABLES",
     "Cell",
     "Job",

@@ -32,6 +32,14 @@ class Board:
         self._began = time.monotonic()
         self._next_line, self._next_look = self._began + _LINE_SECONDS, self._began
 
+    def add(self, job: Job) -> None:
+        """One more job to be trained."""
+        self._total += 1
+        self._work[job] = work_of(job.cfg).total
+        self._left.add(job)
+        if job.is_resumable():
+            self._before[job] = self._share(job)
+
     def observe(self, event: str, job: Job) -> None:
         """Of :class:`~.schedule.Schedule`."""
         if event == "started":

@@ -21,33 +21,61 @@ LOG_LINES = 8
 PARENT = "PARENT"
 STATES = ("done", "running", "failed", "waiting")
 
-_TEACHER_FILE = "DISTILLER.TEACHER_CKPT"
+# Files of which the name of their folder, made of another run's identity, counts.
+_FILES = ("DISTILLER.TEACHER_CKPT", "REPLAY.FILE")
 _LOG_RULE = "---- process started"
 
 
 def identity(cfg: Any) -> dict[str, Any]:
+    """:func:`identity_of` a configuration."""
+    return identity_of(used_groups(cfg).leaves())
+
+
+def identity_of(leaves: dict[str, Any]) -> dict[str, Any]:
     """The settings on which the result of a run depends, by dotted key.
 
     Values at their defaults are left out, so that a key that a later version adds does not make
     every earlier run another one. Of the teacher's file its last folder and its name count (a
-    planned teacher's folder is named by its own identity), not where that folder lies.
+    planned teacher's folder is named by its own identity), not where that folder lies; likewise
+    of the file with the weights to replay.
+
+    Args:
+        leaves: all settings that a run uses, by dotted key; sequences as tuples or lists.
     """
     defaults = CFG.leaves()
-    found = {
+    return {
         key: value
-        for key, value in used_groups(cfg).leaves().items()
-        if (key not in PLACES or key == _TEACHER_FILE)
-        and not key.startswith("LOG.")
-        and value != defaults[key]
+        for key, value in relevant(leaves).items()
+        if key not in defaults or value != _plain(defaults[key])
     }
-    if _TEACHER_FILE in found:
-        found[_TEACHER_FILE] = "/".join(Path(found[_TEACHER_FILE]).parts[-2:])
+
+
+def relevant(leaves: dict[str, Any]) -> dict[str, Any]:
+    """As :func:`identity_of`, with the values that are at their defaults."""
+    found = {
+        key: _plain(value)
+        for key, value in leaves.items()
+        if (key not in PLACES or key in _FILES) and not key.startswith("LOG.")
+    }
+    for key in _FILES:
+        if key in found:
+            found[key] = "/".join(Path(found[key]).parts[-2:])
     return found
 
 
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def identity_hash(cfg: Any) -> str:
-    """Eight hexadecimal digits of SHA-256 over :func:`identity`."""
-    text = json.dumps(identity(cfg), sort_keys=True)
+    """:func:`hash_of` a configuration's identity."""
+    return hash_of(identity(cfg))
+
+
+def hash_of(identity: dict[str, Any]) -> str:
+    """Eight hexadecimal digits of SHA-256."""
+    text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

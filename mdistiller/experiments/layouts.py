@@ -10,16 +10,31 @@ METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")
 
 
 @dataclass(frozen=True)
+class Derived:
+    """Settings that are made of numbers of a finished run of the same pair and trial.
+
+    Attributes:
+        source: key of that run's row.
+        how: one of :data:`~.derive.WAYS`.
+    """
+
+    source: str
+    how: str
+
+
+@dataclass(frozen=True)
 class Row:
     """What a row trains.
 
     Attributes:
         key, label: for programs and for people.
         method: distillation method, DISTILLER.TYPE without its prefix; "" if the columns say it.
-        variant: "vanilla" for fixed weights, else the name of the weighting.
+        variant: "vanilla" for fixed weights, "control" for settings that a comparison needs,
+            "selection" for runs on held-out images, else the name of the weighting.
         baseline: key of the row that it is compared with, trial by trial.
         x: weight of the cross-entropy in Figure 2, where both weights add up to 1.
         opts: overrides of its configurations, KEY VALUE ...
+        derived: where further overrides come from, which differ from trial to trial.
     """
 
     key: str
@@ -29,11 +44,15 @@ class Row:
     baseline: str | None = None
     x: float | None = None
     opts: tuple[str, ...] = ()
+    derived: Derived | None = None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A table before it is laid over a data set."""
+    """A table before it is laid over a data set.
+
+    Tables with the same ``seeds`` share the seed of a pair and trial; empty: the table's name.
+    """
 
     title: str
     kind: str
@@ -42,22 +61,23 @@ class Layout:
     column_methods: tuple[str, ...] = ()
     printed: dict[str, tuple[float, ...]] = field(default_factory=dict)
     averages: dict[str, float] = field(default_factory=dict)
+    seeds: str = ""
 
 
-def _ours(key: str, label: str, *opts: str, baseline: str | None = None) -> Row:
+def ours_row(key: str, label: str, *opts: str, baseline: str | None = None) -> Row:
     return Row(key, label, "KD", "crossbatch", baseline, opts=opts)
 
 
-def _other(key: str, label: str, *opts: str, baseline: str | None = None) -> Row:
+def other_row(key: str, label: str, *opts: str, baseline: str | None = None) -> Row:
     """Another weighting of the same two losses: the vanilla configuration, another trainer."""
     return Row(key, label, "KD", key, baseline, opts=("SOLVER.TRAINER", *opts))
 
 
-def _multitask(name: str, baseline: str | None = None) -> Row:
-    return _other(name.lower(), name, "multitask", "MULTITASK.METHOD", name, baseline=baseline)
+def multitask_row(name: str, baseline: str | None = None) -> Row:
+    return other_row(name.lower(), name, "multitask", "MULTITASK.METHOD", name, baseline=baseline)
 
 
-def _table1_rows() -> tuple[Row, ...]:
+def table1_rows() -> tuple[Row, ...]:
     rows = []
     for method in METHODS:
         key = method.lower()
@@ -69,9 +89,9 @@ def _table1_rows() -> tuple[Row, ...]:
 def _table2_rows() -> tuple[Row, ...]:
     return (
         Row("original", "original", "KD"),
-        _other("distill_decay", "distill-decay", "distill_decay", baseline="original"),
-        *(_multitask(name, "original") for name in ("MGDA", "FairGrad", "PCGrad")),
-        _ours("ours", "ours", baseline="original"),
+        other_row("distill_decay", "distill-decay", "distill_decay", baseline="original"),
+        *(multitask_row(name, "original") for name in ("MGDA", "FairGrad", "PCGrad")),
+        ours_row("ours", "ours", baseline="original"),
     )
 
 
@@ -91,16 +111,16 @@ def _figure2_rows(method: str) -> tuple[Row, ...]:
 
 def _figure3_rows() -> tuple[Row, ...]:
     return (
-        _ours("ours", "ours (align)", "CROSSBATCH.READING", "align"),
-        _ours("ours_printed", "ours (printed)", "CROSSBATCH.READING", "printed"),
-        _ours("ours_orthogonal", "ours (orthogonal)", "CROSSBATCH.READING", "orthogonal"),
+        ours_row("ours", "ours (align)", "CROSSBATCH.READING", "align"),
+        ours_row("ours_printed", "ours (printed)", "CROSSBATCH.READING", "printed"),
+        ours_row("ours_orthogonal", "ours (orthogonal)", "CROSSBATCH.READING", "orthogonal"),
         # The cone has a wide range, so docs/method.md advises an average of the cosines.
-        _ours("ours_cone", "ours (cone)", "CROSSBATCH.READING", "cone", "CROSSBATCH.EMA", "0.9"),
-        _other("distill_decay", "distill-decay", "distill_decay"),
-        *(_multitask(name) for name in ("MGDA", "FairGrad", "PCGrad", "CAGrad")),
-        _other("gradnorm", "GradNorm", "gradnorm"),
-        _other("uncertainty", "uncertainty", "uncertainty"),
-        _other("gradient_cosine", "gradient cosine", "gradient_cosine"),
+        ours_row("ours_cone", "ours (cone)", "CROSSBATCH.READING", "cone", "CROSSBATCH.EMA", "0.9"),
+        other_row("distill_decay", "distill-decay", "distill_decay"),
+        *(multitask_row(name) for name in ("MGDA", "FairGrad", "PCGrad", "CAGrad")),
+        other_row("gradnorm", "GradNorm", "gradnorm"),
+        other_row("uncertainty", "uncertainty", "uncertainty"),
+        other_row("gradient_cosine", "gradient cosine", "gradient_cosine"),
     )
 
 
@@ -108,9 +128,9 @@ def _figure4_rows() -> tuple[Row, ...]:
     """Behind Eq. 10 the preference has no effect (docs/method.md), hence STABILIZE False."""
     unstable = ("CROSSBATCH.STABILIZE", "False", "CROSSBATCH.PREFER")
     return (
-        _ours("prefer_ce", "preference for CE", *unstable, "ce"),
-        _ours("prefer_kd", "preference for KD", *unstable, "kd", baseline="prefer_ce"),
-        _ours("stabilized", "stabilized (Eq. 10)", baseline="prefer_ce"),
+        ours_row("prefer_ce", "preference for CE", *unstable, "ce"),
+        ours_row("prefer_kd", "preference for KD", *unstable, "kd", baseline="prefer_ce"),
+        ours_row("stabilized", "stabilized (Eq. 10)", baseline="prefer_ce"),
     )
 
 
@@ -118,7 +138,7 @@ LAYOUTS = {
     "table1": Layout(
         "Table 1: distillation methods with fixed weights and with cross-batch weighting",
         "table",
-        _table1_rows(),
+        table1_rows(),
         printed.TABLE1_PAIRS,
         printed=printed.TABLE1,
         averages=printed.TABLE1_AVERAGES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Request:
         prefix: folder for all results.
         opts: overrides of every student's configuration.
         train_teachers: train the teachers whose checkpoint is missing.
+        record: folder for records that outlive the results' folders; None for no records.
     """
 
     table: str
@@ -59,6 +60,7 @@ class Request:
     prefix: str = "./output"
     opts: tuple[str, ...] = ()
     train_teachers: bool = False
+    record: str | None = None
 
     @property
     def root(self) -> Path:
@@ -86,6 +88,7 @@ class Plan:
 
     Attributes:
         teachers: trainings that must be done before, by the teacher's name.
+        teacher_files: checkpoints, by the teacher's name.
         missing: files of teachers that are neither there nor to be trained, by name.
     """
 
@@ -93,7 +96,20 @@ class Plan:
     table: Table
     runs: tuple[Run, ...]
     teachers: dict[str, Job]
+    teacher_files: dict[str, str]
     missing: dict[str, Path]
+
+    @property
+    def trials(self) -> range:
+        return range(self.request.trials or self.table.trials)
+
+    def with_runs(self, runs: Sequence[Run]) -> Plan:
+        """A plan with these runs as well."""
+        columns = [column.key for column in self.table.columns]
+        ordered = sorted(
+            (*self.runs, *runs), key=lambda r: (r.trial, columns.index(r.cell.column.key))
+        )
+        return replace(self, runs=tuple(ordered))
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -146,14 +162,13 @@ def make_plan(request: Request) -> Plan:
     _check_request(request)
     table = build_table(request.table, request.dataset, request.pairs, request.methods)
     teachers, files, missing = _plan_teachers(request, table)
-    runs = []
+    plan = Plan(request, table, (), teachers, files, missing)
     for cell in table.cells:
-        cell_runs = _plan_cell(request, cell, teachers, files)
-        check_config(cell_runs[0].job.cfg)
-        runs.extend(cell_runs)
-    columns = [column.key for column in table.columns]
-    runs.sort(key=lambda run: (run.trial, columns.index(run.cell.column.key)))
-    return Plan(request, table, tuple(runs), teachers, missing)
+        if cell.row.derived is None:
+            cell_runs = [plan_run(plan, cell, trial) for trial in plan.trials]
+            check_config(cell_runs[0].job.cfg)
+            plan = plan.with_runs(cell_runs)
+    return plan
 
 
 def _check_request(request: Request) -> None:
@@ -168,25 +183,20 @@ def _check_request(request: Request) -> None:
             raise ConfigError(f"{key} is set by the plan{_RESERVED[key]}")
 
 
-def _plan_cell(
-    request: Request, cell: Cell, teachers: dict[str, Job], files: dict[str, str]
-) -> list[Run]:
+def plan_run(plan: Plan, cell: Cell, trial: int, derived: Sequence[str] = ()) -> Run:
+    """A trial of a cell, with overrides of its own in ``derived``."""
+    request, teacher = plan.request, cell.column.pair.teacher
     opts = cell_opts(request, cell)
-    teacher = cell.column.pair.teacher
     if _TEACHER_FILE not in request.opts:
-        opts = (*opts, _TEACHER_FILE, files[teacher])
-    pair = cell.column.pair.key
-    runs = []
-    for trial in range(request.trials or build_table(request.table).trials):
-        seed = trial_seed(request.table.lower(), pair, trial)
-        job = _place(
-            f"{cell.row.key}-{cell.column.key}-t{trial}",
-            cell.cfg_file,
-            (*opts, "EXPERIMENT.SEED", str(seed)),
-            request.root,
-        )
-        runs.append(Run(cell, trial, seed, job, teachers.get(teacher)))
-    return runs
+        opts = (*opts, _TEACHER_FILE, plan.teacher_files[teacher])
+    seed = trial_seed(plan.table.seeds, cell.column.pair.key, trial)
+    job = _place(
+        f"{cell.row.key}-{cell.column.key}-t{trial}",
+        cell.cfg_file,
+        (*opts, *derived, "EXPERIMENT.SEED", str(seed)),
+        request.root,
+    )
+    return Run(cell, trial, seed, job, plan.teachers.get(teacher))
 
 
 def cell_opts(request: Request, cell: Cell) -> tuple[str, ...]:

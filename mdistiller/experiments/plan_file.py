@@ -115,6 +115,16 @@ def _ordered(table: Table, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Both plans in one, and remarks on what does not fit together."""
+    remarks = []
+    whole = whole_table(new["table"], new["dataset"])
+    keys = {row.key for row in whole.rows}
+    if strange := [row["key"] for row in old["rows"] if row["key"] not in keys]:
+        remarks.append(f"rows of another version are left out of {FILE}: {', '.join(strange)}")
+        old = {
+            **old,
+            "rows": [row for row in old["rows"] if row["key"] in keys],
+            "cells": [cell for cell in old["cells"] if cell["row"] in keys],
+        }
     cells = {(c["row"], c["column"]): c for c in old["cells"]}
     planned = [(cell["row"], cell["column"]) for cell in new["cells"]]
     replaced = 0
@@ -128,12 +138,10 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], li
         cells[key] = cell
     settings = new["cells"][0]["overrides"]
     others = sum(c["overrides"] != settings for key, c in cells.items() if key not in planned)
-    remarks = []
     if replaced:
         remarks.append(f"{replaced} cells of {FILE} had other settings and are replaced")
     if others:
         remarks.append(f"{others} other cells of {FILE} have other overrides or epochs than these")
-    whole = _whole_table(new["table"], new["dataset"])
     merged = {
         **new,
         "rows": _union(old["rows"], new["rows"], [row.key for row in whole.rows]),
@@ -144,7 +152,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], li
     return merged, remarks
 
 
-def _whole_table(name: str, dataset: str) -> Table:
+def whole_table(name: str, dataset: str) -> Table:
     """With every pair that may be asked for."""
     return build_table(name, dataset, () if dataset == PAPERS_DATASET else tuple(PAIRS))
 

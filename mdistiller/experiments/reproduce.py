@@ -11,9 +11,11 @@ from typing import Any
 from mdistiller.errors import MdistillerError
 
 from .board import Board, duration
+from .dependents import Dependents, Follower
 from .estimate import TimeModel, disk_of
 from .fleets import plan_fleets
 from .job import STATES, Job
+from .ledger import Ledger
 from .plan import Plan, Request, make_plan
 from .plan_file import save_plan
 from .schedule import Backend, Outcome, Schedule
@@ -40,7 +42,14 @@ def reproduce(
     """
     plan = make_plan(request)
     plan.refuse_missing_teachers()
-    states = {job: job.state() for job in plan.jobs}
+    ledger = Ledger(plan)
+    if adopted := ledger.adopt(plan):
+        print(f"{adopted} runs are those of other tables in {request.record}")
+    dependents = Dependents(plan, ledger)
+    plan = dependents.plan
+    ledger.catch_up(plan)
+    dependents.make_ready(list(plan.runs))
+    states = ledger.states(plan)
     if retry_failed:
         for job in plan.jobs:
             job.forget_failure()
@@ -49,7 +58,7 @@ def reproduce(
     fleets, split = plan_fleets(plan, pending, fleet_size)
     for remark in (*save_plan(plan), *split):
         print(f"note: {remark}")
-    print(_headline(plan, states), flush=True)
+    print(_headline(plan, states, len(dependents.waiting)), flush=True)
     if fleet_size != 1 and fleets:
         print(_in_words(fleets), flush=True)
     outcome = Outcome()
@@ -57,16 +66,19 @@ def reproduce(
         # In this order, for Ray brings a handler of SIGTERM of its own.
         with _closing(open_backend()) as backend, _interruptible():
             board = Board(plan.jobs, pending)
-            outcome = Schedule(
+            follower = Follower(dependents, ledger, board, fleet_size)
+            schedule = Schedule(
                 pending,
                 backend,
                 fleets=fleets,
                 needs=plan.needs,
-                observe=board.observe,
+                observe=follower.observe,
                 tick=board.tick,
-            ).run()
+            )
+            follower.schedule = schedule
+            outcome = schedule.run()
     outcome.failed.extend(job for job in plan.jobs if states[job] == "failed")
-    _conclude(plan, outcome)
+    _conclude(dependents, ledger, outcome)
     return outcome
 
 
@@ -79,10 +91,13 @@ def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) 
         fleet_size: as for :func:`reproduce`.
     """
     plan = make_plan(request)
-    states = {job: job.state() for job in plan.jobs}
+    ledger = Ledger(plan)
+    dependents = Dependents(plan, ledger)
+    plan = dependents.plan
+    states = ledger.states(plan)
     pending = [job for job in plan.jobs if states[job] != "done"]
     fleets, split = plan_fleets(plan, pending, fleet_size)
-    lines = [_headline(plan, states), ""]
+    lines = [_headline(plan, states, len(dependents.waiting)), ""]
     lines += _state_table(plan, states)
     if fleet_size != 1:
         lines += ["", *_fleet_table(fleets), *(f"note: {remark}" for remark in split)]
@@ -106,9 +121,11 @@ def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) 
     return "\n".join(lines)
 
 
-def _headline(plan: Plan, states: dict[Job, str]) -> str:
+def _headline(plan: Plan, states: dict[Job, str], deferred: int) -> str:
     counts = Counter(states.values())
     parts = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    if deferred:
+        parts += f"; {deferred} more wait for the runs that they are made of"
     teachers = f" and {len(plan.teachers)} teachers" if plan.teachers else ""
     return (
         f"{plan.table.title}; {plan.table.dataset}: {len(plan.runs)} runs of "
@@ -198,10 +215,13 @@ def _closing(backend: Backend):
     return closing(backend) if hasattr(backend, "close") else nullcontext(backend)
 
 
-def _conclude(plan: Plan, outcome: Outcome) -> None:
+def _conclude(dependents: Dependents, ledger: Ledger, outcome: Outcome) -> None:
     """Say what is missing; raise if something failed."""
-    done = sum(run.job.result() is not None for run in plan.runs)
+    plan = dependents.plan
+    done = sum(ledger.result(run.job) is not None for run in plan.runs)
     print(f"{done} of {len(plan.runs)} runs are done; results in {plan.request.root}")
+    if dependents.waiting:
+        print(f"{len(dependents.waiting)} more wait for the runs that they are made of")
     if outcome.elsewhere:
         print(f"{len(outcome.elsewhere)} are being trained by another process")
     for job in outcome.failed:

@@ -84,12 +84,20 @@ class Schedule:
         self._waiting = list(jobs)
         self._backend = backend
         self._fleets = {job: fleet for fleet in fleets for job in fleet}
-        self._needs = needs or {}
+        self._needs = dict(needs or {})
         self._observe, self._tick = observe, tick
         self._stop_at_failure = stop_at_failure
         self._claims: dict[Job, IO[str]] = {}
         self._met: set[Job] = set()
         self._next_look = 0.0
+
+    def add(self, fleet: tuple[Job, ...], need: Job | None = None) -> None:
+        """See more jobs through, in one process, before those that have not been started."""
+        self._waiting[:0] = fleet
+        for job in fleet:
+            self._fleets[job] = fleet
+            if need is not None:
+                self._needs[job] = need
 
     def run(self) -> Outcome:
         """See all jobs through.

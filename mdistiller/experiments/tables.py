@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 
 from mdistiller.engine.cfg import load_cfg
 
-from .layouts import LAYOUTS, Layout, Row
+from . import layouts, study_layouts
+from .layouts import Layout, Row
 from .pairs import PAIRS, PAPERS_DATASET, SMALL_PAIRS, Pair, choose, config_of, datasets
 
 TRIALS = 5
@@ -54,6 +55,7 @@ class Table:
         kind: "table", "sensitivity" (Figure 2), "dynamics" (3) or "preference" (4).
         averages: printed means over the columns by row key.
         trials: as many as the paper has.
+        seeds: the name from which trials' seeds derive.
     """
 
     name: str
@@ -65,11 +67,13 @@ class Table:
     cells: tuple[Cell, ...]
     averages: dict[str, float] = field(default_factory=dict)
     trials: int = TRIALS
+    seeds: str = ""
 
     def cell(self, row: str, column: str) -> Cell:
         return next(c for c in self.cells if (c.row.key, c.column.key) == (row, column))
 
 
+LAYOUTS: dict[str, Layout] = {**layouts.LAYOUTS, **study_layouts.STUDY}
 TABLES = tuple(LAYOUTS)
 
 
@@ -111,6 +115,7 @@ def build_table(
         tuple(c for c in columns if any(cell.column == c for cell in cells)),
         tuple(cells),
         layout.averages,
+        seeds=layout.seeds or name,
     )
 
 
@@ -138,7 +143,12 @@ def _cell(layout: Layout, dataset: str, row: Row, column: Column) -> Cell:
     if row.key in layout.printed and column.key in layout.pairs:
         number = layout.printed[row.key][layout.pairs.index(column.key)]
     cell = replace(cell, cfg_file=cfg_file, opts=(*networks, *row.opts), printed=number)
-    return cell if row.x is None else replace(cell, opts=(*cell.opts, *_weights(cell, row.x)))
+    if row.x is not None:
+        cell = replace(cell, opts=(*cell.opts, *_weights(cell, row.x)))
+    if row.variant == study_layouts.SELECTION:
+        held_out = study_layouts.HOLDOUT.get(dataset, study_layouts.HOLDOUT_OTHERWISE)
+        cell = replace(cell, opts=(*cell.opts, "DATASET.HOLDOUT", str(held_out)))
+    return cell
 
 
 def _weights(cell: Cell, x: float) -> tuple[str, ...]:

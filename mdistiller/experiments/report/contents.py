@@ -9,12 +9,14 @@ from .document import Block, Document, Heading, Listing, Picture, Text
 from .facts import facts, state_lines
 from .figures import Drawn
 from .plan import Plan
+from .study import controls, tested
 from .tables import (
     RULE_TEXT,
     accuracy_table,
     cost_table,
     difference_table,
     pooled_table,
+    power_table,
     state_table,
 )
 
@@ -55,10 +57,13 @@ def build(plan: Plan, rule: str, drawn: Sequence[Drawn]) -> Document:
     """
     rules = sorted(RULES, key=lambda r: r != rule)
     pictures = {d.name: Picture(d.name, d.caption) for d in drawn}
+    whole, plan = plan, tested(plan)
     blocks = [
-        *_state(plan),
+        *_state(whole),
         *_accuracy(plan, rules, pictures),
+        *_which(whole),
         *_differences(plan, rules, pictures),
+        *controls(whole, rules),
         *_dynamics(pictures),
         *_equal_time(plan, rules, pictures),
     ]
@@ -68,6 +73,8 @@ def build(plan: Plan, rule: str, drawn: Sequence[Drawn]) -> Document:
 def _state(plan: Plan) -> Iterator[Block]:
     counts = ", ".join(f"{n} {state}" for state, n in plan.states.items())
     yield Text(f"{len(plan.runs)} runs: {counts}. Only the done ones are counted below.")
+    if plan.remarks:
+        yield Listing(plan.remarks)
     for state in ("broken", "failed"):
         teachers = tuple(plan.teachers.values())
         if lines := state_lines((*plan.runs, *teachers), state, plan.root):
@@ -92,6 +99,9 @@ def _accuracy(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> Ite
         yield Listing(facts(plan))
     names = ("preference", "sensitivity_relative", "sensitivity_absolute", "curves")
     yield from (pictures[name] for name in names if name in pictures)
+
+
+def _which(plan: Plan) -> Iterator[Block]:
     if plan.states["done"] < len(plan.runs):
         yield Heading("Which runs are there", 3)
         yield state_table(plan)
@@ -105,13 +115,17 @@ def _differences(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> 
     yield Text(_INTERVAL.format(word=plan.column_word))
     for rule, comparisons in found.items():
         what = f"percentage points of test top-1, {RULE_TEXT[rule]}"
-        yield from _pooled_and_single(plan, comparisons, what)
+        yield from _pooled_and_single(plan, comparisons, what, power=True)
     if "differences" in pictures:
         yield pictures["differences"]
 
 
-def _pooled_and_single(plan: Plan, comparisons: list[Comparison], what: str) -> Iterator[Block]:
+def _pooled_and_single(
+    plan: Plan, comparisons: list[Comparison], what: str, power: bool = False
+) -> Iterator[Block]:
     yield pooled_table(plan, comparisons, f"Mean paired difference, {what}")
+    if power:
+        yield power_table(plan, comparisons, what)
     caption = f"Paired difference (n) with its 95 % CI per {plan.column_word}, {what}"
     yield difference_table(plan, comparisons, caption)
 

@@ -70,8 +70,9 @@ def _commit(result: dict[str, Any]) -> str | None:
 def _seeds(plan: Plan) -> str:
     trials = sorted({run.trial for run in plan.runs})
     return (
-        f"derived from table, {plan.column_word} and trial, the same for a row and its baseline; "
-        f"trials {', '.join(map(str, trials))}; each run's seed is in report.csv"
+        f"derived from table (the grids count as one), {plan.column_word} and trial, the same "
+        f"for a row and its baseline; trials {', '.join(map(str, trials))}; each run's seed is in "
+        "report.csv"
     )
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from .document import Block, Document, Heading, Listing, Picture, Table, Text
 
 
 def to_markdown(document: Document) -> str:
     """Pictures are linked, so the file belongs into their folder."""
-    blocks = (_block(block) for block in document.blocks)
-    return "\n\n".join([f"# {_escape(document.title)}", *blocks]) + "\n"
+    return f"# {_escape(document.title)}\n\n{blocks_to_markdown(document.blocks)}\n"
+
+
+def blocks_to_markdown(blocks: Iterable[Block]) -> str:
+    """Without a title, and without a line break at the end."""
+    return "\n\n".join(map(_block, blocks))
 
 
 def _block(block: Block) -> str:

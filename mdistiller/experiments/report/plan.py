@@ -59,7 +59,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A table: its rows and columns in order, and the state of every run."""
+    """A table: its rows and columns in order, and the state of every run.
+
+    Attributes:
+        remarks: on what was left out of it.
+        overrides: KEY VALUE ... that all its cells have in common, where they are known.
+    """
 
     root: Path
     table: str
@@ -70,6 +75,8 @@ class Plan:
     columns: tuple[Column, ...]
     cells: tuple[Cell, ...]
     teachers: dict[str, Run]
+    remarks: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str], Cell]:

@@ -20,6 +20,7 @@ STATES = ("done", "running", "failed", "waiting", "broken")
 # Below these names a trainer logs its weights and cosines (the trainers' diagnostics_name).
 DYNAMICS = (
     *("crossbatch", "multitask", "gradnorm", "uncertainty", "gradient_cosine", "distill_decay"),
+    "replay",
 )
 
 
@@ -89,7 +90,8 @@ def read_run(root: Path, folder: str, trial: int = 0, seed: int | None = None) -
     path = root / folder
     try:
         if (path / "result.json").exists():
-            return Run(path, trial, seed, "done", **_complete(path, seed))
+            result = _parse((path / "result.json").read_text(), "result.json")
+            return complete_run(path, trial, seed, result, tuple(_epochs(path)))
         history = tuple(_epochs(path, until_damage=True))
         if _is_locked(path):
             return Run(path, trial, seed, "running", history=history)
@@ -108,9 +110,29 @@ class _Damage(Exception):
     """Why a complete run cannot be believed."""
 
 
-def _complete(path: Path, seed: int | None) -> dict[str, Any]:
-    result = _parse((path / "result.json").read_text(), "result.json")
-    history = tuple(_epochs(path))
+def complete_run(
+    path: Path,
+    trial: int,
+    seed: int | None,
+    result: dict[str, Any],
+    history: tuple[dict[str, Any], ...],
+    tolerance: float = 1e-6,
+) -> Run:
+    """A complete run, "broken" if its parts contradict each other.
+
+    Args:
+        tolerance: by which accuracies in ``result`` and ``history`` may differ.
+    """
+    try:
+        _check_parts(result, history, seed, tolerance)
+    except _Damage as error:
+        return Run(path, trial, seed, "broken", str(error))
+    return Run(path, trial, seed, "done", result=result, history=history)
+
+
+def _check_parts(
+    result: dict[str, Any], history: tuple[dict[str, Any], ...], seed: int | None, tolerance: float
+) -> None:
     for key in ("last_top1", "best_top1", "seconds", "epochs"):
         _check_number(result, key, "result.json")
     if [entry["epoch"] for entry in history] != list(range(1, int(result["epochs"]) + 1)):
@@ -118,14 +140,13 @@ def _complete(path: Path, seed: int | None) -> dict[str, Any]:
             f"metrics.jsonl has {len(history)} epochs, result.json says {result['epochs']}"
         )
     last, best = result["last_top1"], result["best_top1"]
-    if abs(history[-1]["test_acc"] - last) > 1e-6 or not 0 <= last <= best <= 100:
+    if abs(history[-1]["test_acc"] - last) > tolerance or not 0 <= last <= best <= 100:
         raise _Damage(
             f"accuracies disagree: result.json has {last} (last) and {best} (best), "
             f"metrics.jsonl ends with {history[-1]['test_acc']}"
         )
     if seed is not None and result.get("seed") != seed:
         raise _Damage(f"result.json is of seed {result.get('seed')}, the plan says {seed}")
-    return {"result": result, "history": history}
 
 
 def _epochs(path: Path, until_damage: bool = False):
@@ -175,6 +196,11 @@ def _failure(path: Path) -> dict[str, Any]:
         raw = _parse(path.read_text(), path.name)
     except _Damage as error:
         return {"reason": str(error)}
+    return failure_of(raw)
+
+
+def failure_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """Reason and tail of a failed :class:`Run` from what the runner has noted."""
     tail = raw.get("tail") or []
     tail = tail.splitlines() if isinstance(tail, str) else tail
     return {

@@ -9,6 +9,7 @@ from . import numbers
 from .comparison import Comparison, Cost
 from .document import Table
 from .plan import Column, Plan, Row
+from .power import HALF_WIDTH, half_width, pooled_deviation, trials_needed
 from .statistics import spread
 
 RULE_TEXT = {
@@ -97,6 +98,34 @@ def pooled_table(plan: Plan, found: Sequence[Comparison], caption: str) -> Table
         for c in found
     )
     return Table(caption, head, rows, labels=2)
+
+
+def power_table(plan: Plan, found: Sequence[Comparison], what: str) -> Table:
+    """Per row how wide the interval is, and how many trials a narrow one needs."""
+    word = plan.column_word
+    head = (
+        *("method", "compared with", f"trials a {word}", f"mean over {word}s", "half-width"),
+        *("deviation", f"trials a {word} for {HALF_WIDTH}"),
+    )
+    rows = []
+    for c in found:
+        groups = list(c.differences.values())
+        counts = sorted({len(g) for g in groups})
+        several = min(counts) > 1
+        rows.append(
+            (
+                *(c.row.label, c.baseline.label, "-".join(map(str, counts))),
+                numbers.fixed(c.pooled.mean, sign=True),
+                numbers.fixed(half_width(c.pooled)),
+                numbers.fixed(pooled_deviation(groups) if several else None),
+                str(trials_needed(groups) or numbers.NONE),
+            )
+        )
+    caption = (
+        f"Half-width of the 95 % interval, {what}, and the number of trials with which it is "
+        f"expected to be at most {HALF_WIDTH}, if the deviation of the differences stays as it is"
+    )
+    return Table(caption, head, tuple(rows), labels=2)
 
 
 def cost_table(plan: Plan, found: Sequence[Cost]) -> Table:

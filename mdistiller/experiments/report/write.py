@@ -13,6 +13,7 @@ from .html import to_html
 from .latex import to_latex
 from .markdown import to_markdown
 from .plan import Plan
+from .study import tested
 
 # Within the table's folder, where no --out is given.
 FOLDER = "report"
@@ -32,7 +33,7 @@ def write_report(plan: Plan, out: str | Path | None = None, rule: str = "last") 
         MdistillerError: the folder cannot be written.
     """
     folder = plan.root / FOLDER if out is None else Path(out)
-    drawn = list(draw(plan, rule))
+    drawn = list(draw(tested(plan), rule))
     document = build(plan, rule, drawn)
     pictures = {d.name: save(d.figure) for d in drawn}
     files: dict[str, str | bytes] = {

@@ -25,7 +25,7 @@ class Drawn:
 
 
 # Drawn where the plan has the runs for it; the text says what one sees and what the band is.
-_BAND = "mean over trials, band: ± sample deviation"
+_BAND = "mean over trials, band (where lines are few): ± sample deviation"
 _FIGURES = (
     ("preference", preference, "Preference for the task or the distillation loss (Figure 4): "
      "{rule} epoch; single trials (small) and their mean ± sample deviation."),

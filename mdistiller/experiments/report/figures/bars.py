@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..comparison import at_equal_epochs, compare_rows
+from ..comparison import Comparison, at_equal_epochs, compare_rows
 from ..plan import Plan
 from ..statistics import Interval
 from .style import legend, line_style, row_styles, styled
@@ -16,6 +16,8 @@ from .style import legend, line_style, row_styles, styled
 _GREY = "#50565e"
 # Times the median reach of the panels, beyond which one has a scale of its own.
 _FAR = 4
+# More rows than that have no panel each.
+_MANY = 10
 
 
 def preference(plan: Plan, rule: str) -> Figure | None:
@@ -48,10 +50,15 @@ def _draw_cell(axes: Axes, x: int, values: np.ndarray, label: str) -> None:
 
 
 def differences(plan: Plan, rule: str) -> Figure | None:
-    """A panel per row with a baseline: each column's difference, and their mean below."""
+    """A panel per row with a baseline: each column's difference, and their mean below.
+
+    Of many rows a panel per column, and a line in it per row.
+    """
     found = compare_rows(plan, at_equal_epochs(rule))
     if not found:
         return None
+    if len(found) > _MANY:
+        return _differences_of_many(plan, found)
     with styled():
         across = min(len(found), 5)
         down = -(-len(found) // across)
@@ -90,6 +97,29 @@ def _share_scale(panels: Sequence[Axes]) -> None:
         axes.set_xlim(low, high)
     for axes in (axes for axes, one in zip(panels, usual, strict=True) if not one):
         axes.set_xlabel("percentage points\n(a scale of its own)")
+
+
+def _differences_of_many(plan: Plan, found: list[Comparison]) -> Figure:
+    columns = [(c.label, [one.intervals.get(c.key) for one in found]) for c in plan.columns]
+    if len(columns) > 1:
+        columns.append((f"mean over {plan.column_word}s", [one.pooled for one in found]))
+    with styled():
+        size = 2.6 * len(columns) + 3.2, 0.22 * len(found) + 1.1
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0]
+        styles = row_styles(plan)
+        for axes, (title, intervals) in zip(grid, columns, strict=True):
+            for y, (one, interval) in enumerate(zip(found, intervals, strict=True)):
+                if interval is not None:
+                    marker = "o" if axes is not grid[-1] or len(grid) == 1 else "D"
+                    _draw_interval(axes, y, interval, styles[one.row.key]["color"], marker)
+            axes.axvline(0, color=_GREY, linewidth=0.9)
+            axes.set_title(title)
+            axes.set_xlabel("percentage points")
+        names = [f"{one.row.label} minus {one.baseline.label}" for one in found]
+        grid[0].set_yticks(range(len(names)), names)
+        grid[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
 
 
 def _draw_interval(axes: Axes, y: int, interval: Interval, colour: str, marker: str) -> None:

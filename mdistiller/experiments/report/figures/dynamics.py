@@ -13,6 +13,8 @@ from .style import common, draw_band, epoch_axis, integer_ticks, legend, panels,
 
 # Where the largest weight is more than this many times the smallest, a linear axis hides one.
 _WIDE = 20
+# Bands of more lines than that hide the lines.
+_BANDS = 8
 
 WEIGHTS = (("ce", "weight of ce"), ("kd", "weight of kd"))
 COSINES = (
@@ -51,6 +53,7 @@ def _draw(plan: Plan, quantities: Sequence[tuple[str, str]]) -> Figure | None:
     if not found:
         return None
     styles = row_styles(plan)
+    crowded = len({key[0] for key in found}) > _BANDS
     with styled():
         figure, grid = panels([column.label for column in columns], len(quantities))
         for column, own in zip(columns, grid, strict=True):
@@ -59,7 +62,8 @@ def _draw(plan: Plan, quantities: Sequence[tuple[str, str]]) -> Figure | None:
                     values = found.get((row.key, column.key, key))
                     if values is not None:
                         epochs = np.arange(1, values.shape[1] + 1)
-                        draw_band(axes, epochs, values, styles[row.key], row.label)
+                        shown = values.mean(axis=0, keepdims=True) if crowded else values
+                        draw_band(axes, epochs, shown, styles[row.key], row.label)
                 if axes.get_subplotspec().is_first_col():
                     axes.set_ylabel(label)
                 if key == "conflict":

@@ -62,7 +62,7 @@ def accuracies(plan: Plan, column: Column, rule: str) -> dict[float, dict[int, f
 
 
 def _lines(plan: Plan) -> tuple[Column, ...]:
-    return plan.columns if plan.kind == "sensitivity" else ()
+    return plan.columns if any(row.x is not None for row in plan.rows) else ()
 
 
 def _draw(lines: list[tuple[str, dict[float, list[float]]]], label: str) -> Axes | None:

@@ -40,6 +40,9 @@ _RC = {
 }
 
 
+# As many lines of a legend fit above panels as they are; a further one has this height.
+_LEGEND_ROWS, _LEGEND_LINE = 3, 0.19
+
 # Beyond the number of colours the line tells those of equal colour apart.
 _LINES = ("-", "-.", ":")
 # A path's coordinates are in points; more than two decimals only make files large.
@@ -139,6 +142,9 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     # Filled column by column, so that with an even number a row stands below its baseline.
     rows += rows > 1 and rows % 2
     columns = -(-len(handles) // rows) if rows else 1
+    # A long legend must not take the panels' room.
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + _LEGEND_LINE * max(0, rows - _LEGEND_ROWS))
     figure.legend(
         handles.values(), handles.keys(), loc="outside upper center", ncols=columns, handlelength=3
     )

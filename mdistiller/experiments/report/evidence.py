@@ -1,0 +1,136 @@
+"""One page of all records: every table and figure with the command that makes it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from mdistiller.errors import DataError
+from mdistiller.experiments.pairs import PAIRS
+from mdistiller.experiments.tables import TABLES, build_table
+
+from .comparison import at_equal_epochs, at_equal_time, compare_rows, costs
+from .document import Block, Heading, Listing, Picture, Text
+from .facts import facts
+from .figures import Drawn, draw, save
+from .markdown import blocks_to_markdown
+from .plan import Plan
+from .recorded import load_recorded, recorded_tables
+from .study import controls, tested
+from .tables import accuracy_table, cost_table, pooled_table, power_table
+from .write import write_files
+
+PAGE = "evidence.md"
+# Within the folder of records: text by hand, which is taken over as it is.
+NOTES = "notes"
+
+_OPENING = (
+    "Written by `python tools/report.py evidence` from the records of every run that was started "
+    "and ended, done or failed ({folder}/*.jsonl). What is interpretation stands in "
+    "{folder}/notes/ and is taken over as it is; all else is computed. docs/report.md defines the "
+    "statistics, docs/study.md what the grids are for."
+)
+# A report of its own has these of every table; here they would hide the others.
+_LEFT_OUT = ("curves",)
+# With more rows a line each is no picture any more.
+_LINES = 12
+
+
+def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> Path:
+    """Write ``out/evidence.md`` and its figures, as PNG and SVG, into ``out/evidence/``.
+
+    Args:
+        records: the folder of records.
+        rule: selection rule of all numbers, "last" or "best" epoch.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: there are no records, or they are damaged.
+        MdistillerError: ``out`` cannot be written.
+    """
+    folder, out = Path(records), Path(out)
+    known = [pair for pair in recorded_tables(folder) if pair[0] in TABLES]
+    if not known:
+        raise DataError(
+            f"no records in {folder}; run tools/reproduce.py with --record {folder} first"
+        )
+    order = {name: number for number, name in enumerate(TABLES)}
+    # The study first, and within it in its own order.
+    known.sort(key=lambda pair: (not pair[0].startswith("grid"), order[pair[0]], pair[1]))
+    parts = ["# Evidence", _OPENING.format(folder=folder), *_note(folder, "evidence")]
+    pictures: dict[str, str | bytes] = {}
+    for table, dataset in known:
+        plan = load_recorded(folder, table, dataset)
+        part = tested(plan)
+        left_out = {*_LEFT_OUT, *(["equal_time"] if len(part.rows) > _LINES else [])}
+        drawn = [d for d in draw(part, rule) if d.name not in left_out]
+        for one in drawn:
+            name = f"{table}-{dataset}-{one.name}"
+            pictures[f"{name}.png"], pictures[f"{name}.svg"] = save(one.figure)
+        parts += [
+            f"## {plan.title}: {dataset}",
+            _commands(plan, folder),
+            *_note(folder, f"{table}-{dataset}"),
+            blocks_to_markdown(list(_blocks(plan, drawn, rule))),
+        ]
+    write_files(out / "evidence", pictures)
+    write_files(out, {PAGE: "\n\n".join(parts) + "\n"})
+    return out / PAGE
+
+
+def _note(folder: Path, name: str) -> list[str]:
+    path = folder / NOTES / f"{name}.md"
+    try:
+        return [path.read_text().strip()] if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+
+
+def _commands(plan: Plan, folder: Path) -> str:
+    """What trains these runs and what reports on them, as a block of shell."""
+    trials = 1 + max(run.trial for run in plan.runs)
+    words = ["python", "tools/reproduce.py", plan.table, "--dataset", plan.dataset]
+    words += ["--trials", str(trials), "--record", str(folder)]
+    usual = [column.key for column in build_table(plan.table, plan.dataset).columns]
+    columns = [column.key for column in plan.columns]
+    if columns != usual and all(key in PAIRS for key in columns):
+        words += ["--pairs", *columns]
+    given = dict(zip(plan.overrides[0::2], plan.overrides[1::2], strict=True))
+    options = [word for key in given if key.startswith("--") for word in (key, given[key])]
+    settings = [word for key in given if not key.startswith("--") for word in (key, given[key])]
+    report = ["python", "tools/report.py", plan.table, "--dataset", plan.dataset]
+    report += ["--records", str(folder)]
+    lines = (shlex.join([*words, *options, *settings]), shlex.join(report))
+    return "\n".join(("```sh", *lines, "```"))
+
+
+def _blocks(plan: Plan, drawn: list[Drawn], rule: str) -> Iterator[Block]:
+    counts = ", ".join(f"{n} {state}" for state, n in plan.states.items() if n)
+    yield Text(f"{len(plan.runs)} runs: {counts}.")
+    if plan.remarks:
+        yield Listing(plan.remarks)
+    part = tested(plan)
+    yield accuracy_table(part, rule)
+    yield Listing(facts(part))
+    found = compare_rows(part, at_equal_epochs(rule))
+    if found:
+        what = f"percentage points of test top-1, {rule} epoch"
+        yield pooled_table(part, found, f"Mean paired difference, {what}")
+        yield power_table(part, found, what)
+    yield from _lower(controls(plan, [rule]))
+    if measured := tuple(costs(part)):
+        yield cost_table(part, measured)
+        if timed := compare_rows(part, at_equal_time(rule)):
+            what = f"percentage points of test top-1 at equal training time, {rule} epoch by then"
+            yield pooled_table(part, timed, f"Mean paired difference, {what}")
+    for one in drawn:
+        yield Picture(f"evidence/{plan.table}-{plan.dataset}-{one.name}", one.caption)
+
+
+def _lower(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Headings one level further down."""
+    for block in blocks:
+        yield Heading(block.text, 3) if isinstance(block, Heading) else block

@@ -1,0 +1,286 @@
+"""Reports of grids, from folders and from records: controls, power, the page of evidence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mdistiller.errors import DataError
+from mdistiller.experiments import schedule
+from mdistiller.experiments.record import append, read_records, record_file
+from mdistiller.experiments.report import load_plan, load_recorded, write_evidence, write_report
+from mdistiller.experiments.report.comparison import at_equal_epochs, compare_rows
+from mdistiller.experiments.report.contents import build
+from mdistiller.experiments.report.figures import draw
+from mdistiller.experiments.report.markdown import to_markdown
+from mdistiller.experiments.report.numbers import fixed
+from mdistiller.experiments.report.power import expected_half_width, trials_needed
+from mdistiller.experiments.report.statistics import mean_interval
+from mdistiller.experiments.report.study import choices, controls
+from mdistiller.experiments.report.study import tested as without_selection
+from mdistiller.experiments.study_layouts import FIXED, RULES_OUT
+from tools.report import main
+
+from .study_runs import grid, train
+
+TRIALS = 2
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Grid b whole, recorded, and its folder of records."""
+    prefix = tmp_path_factory.mktemp("study")
+    poll, schedule._POLL_SECONDS = schedule._POLL_SECONDS, 0.0
+    try:
+        request = grid(prefix, trials=TRIALS)
+        train(request)
+        train(grid(prefix, "grid_d", trials=1))
+    finally:
+        schedule._POLL_SECONDS = poll
+    return request
+
+
+@pytest.fixture
+def copy(study, tmp_path) -> Path:
+    """Records that a test may change."""
+    shutil.copytree(study.record, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def markdown(plan) -> str:
+    return to_markdown(build(plan, "last", []))
+
+
+# ---- power -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("sizes", [(5,), (5, 5), (3, 8), (2, 2, 9)])
+def test_trials_needed_are_the_smallest_by_scipy(seed, sizes):
+    rng = np.random.RandomState(seed)
+    groups = [rng.normal(0, 0.05 + 0.4 * rng.rand(), n) for n in sizes]
+    needed = trials_needed(groups)
+    variances = [np.var(g, ddof=1) for g in groups]
+
+    def width(n):
+        """Of n trials with exactly these deviations, by scipy's own interval."""
+        df = sum(variances) ** 2 / sum(v**2 / (n - 1) for v in variances)
+        error = np.sqrt(sum(v / n for v in variances)) / len(groups)
+        low, high = stats.t.interval(0.95, df, loc=0, scale=error)
+        return (high - low) / 2
+
+    assert width(needed) <= 0.15 + 1e-12
+    assert needed == 2 or width(needed - 1) > 0.15
+    assert expected_half_width(groups, needed) == pytest.approx(width(needed))
+
+
+def test_the_expected_width_is_that_of_the_interval_at_hand():
+    groups = [np.array([0.1, 0.4, 0.2, 0.7]), np.array([-0.3, 0.1, 0.0, 0.5])]
+    interval = mean_interval(groups)
+    assert expected_half_width(groups, 4) == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_no_deviation_no_power():
+    assert trials_needed([np.array([0.3])]) is None
+    assert trials_needed([]) is None
+    assert trials_needed([np.array([0.3, 0.3])]) == 2
+    assert trials_needed([np.array([0.0, 1e6])]) is None
+
+
+# ---- controls --------------------------------------------------------------------------------
+
+
+def test_weights_are_chosen_by_held_out_accuracy_alone(study):
+    plan = load_plan(study.root)
+    (choice,) = choices(plan)
+    rows = {row.key: row for row in plan.rows}
+    means = {
+        x: np.mean([run.accuracy("last") for run in plan.done(rows[f"select{x}"], choice.column)])
+        for x in FIXED
+    }
+    assert choice.x == max(means, key=means.get)
+    part = without_selection(plan)
+    keys = {row.key for row in part.rows}
+    assert not any(key.startswith("select") for key in keys)
+    chosen = "vanilla" if choice.x == FIXED[0] else f"fixed{choice.x}"
+    best = next(row for row in part.rows if row.key == "best_fixed")
+    assert part.done(best, choice.column) == plan.done(rows[chosen], choice.column)
+
+
+def test_nothing_is_chosen_before_every_weight_was_tried(study):
+    plan = load_plan(study.root)
+    cells = tuple(cell for cell in plan.cells if cell.row != "select0.5")
+    incomplete = type(plan)(**{**vars(plan), "cells": cells})
+    assert choices(incomplete) == []
+    assert "best_fixed" not in {row.key for row in without_selection(incomplete).rows}
+
+
+def test_each_control_is_subtracted_and_says_what_it_rules_out(study):
+    plan = load_plan(study.root)
+    blocks = list(controls(plan, ["last", "best"]))
+    table = next(b for b in blocks if getattr(b, "head", ("",))[0] == "control")
+    assert {row[1] for row in table.rows} == set(RULES_OUT.values())
+    (column,) = plan.columns
+    part = without_selection(plan)
+    rows = {row.key: row for row in part.rows}
+    for row in table.rows:
+        key = next(k for k, text in RULES_OUT.items() if text == row[1])
+        ours, theirs = (
+            np.array([run.accuracy("last") for run in part.done(rows[k], column)])
+            for k in ("align", key)
+        )
+        gaps = ours - theirs
+        error = gaps.std(ddof=1) / np.sqrt(TRIALS)
+        low, high = gaps.mean() + error * stats.t.ppf([0.025, 0.975], TRIALS - 1)
+        assert row[2] == fixed(gaps.mean(), sign=True)
+        assert row[3] == f"[{fixed(low, sign=True)}, {fixed(high, sign=True)}]"
+        assert row[5] == str(TRIALS)
+    assert list(controls(load_plan(study.root.parents[1] / "grid_d" / "digits"), ["last"])) == []
+
+
+def test_figures_of_grid_b(study):
+    plan = without_selection(load_plan(study.root))
+    drawn = {d.name: d.figure for d in draw(plan, "last")}
+    assert {"weights", "cosines", "sensitivity_absolute", "sensitivity_relative"} <= drawn.keys()
+    line = drawn["sensitivity_absolute"].axes[0].containers[0][0]
+    assert np.allclose(line.get_xdata(), FIXED)
+
+
+# ---- from records ----------------------------------------------------------------------------
+
+
+def test_records_give_the_report_of_the_folders(study):
+    folders = load_plan(study.root)
+    recorded = load_recorded(study.record, "grid_b")
+    assert recorded.states == folders.states
+    assert recorded.root.name == "digits" and recorded.dataset == "digits"
+    a, b = (
+        compare_rows(without_selection(p), at_equal_epochs("last")) for p in (folders, recorded)
+    )
+    assert [c.row for c in a] == [c.row for c in b]
+    assert [c.pooled for c in a] == [c.pooled for c in b]
+    assert markdown(recorded).split("## Accuracy")[1] == markdown(folders).split("## Accuracy")[1]
+    (teacher,) = recorded.teachers.values()
+    assert teacher.state == "done"
+
+
+def test_other_overrides_are_counted_and_can_be_asked_for(copy):
+    path = record_file(copy, "grid_b", "digits")
+    some = [r for r in read_records(path) if r["row"] == "vanilla"]
+    for record in some:
+        append(path, {**record, "overrides": ["SOLVER.EPOCHS", "9"], "hash": "other"})
+    plan = load_recorded(copy, "grid_b")
+    (remark,) = plan.remarks
+    assert remark.startswith("left out: 2 runs with SOLVER.EPOCHS 9 (--settings ")
+    assert len(plan.runs) == 32 * TRIALS
+    assert remark in to_markdown(build(plan, "last", [])).replace("\\", "")
+    asked = load_recorded(copy, "grid_b", settings=remark.split()[-1].rstrip(")"))
+    assert [run.trial for run in asked.runs] == [0, 1]
+    with pytest.raises(DataError, match="no runs of settings nothing"):
+        load_recorded(copy, "grid_b", settings="nothing")
+
+
+def test_changed_settings_and_repeats_are_not_mixed(copy):
+    path = record_file(copy, "grid_b", "digits")
+    first = next(r for r in read_records(path) if (r["row"], r["trial"]) == ("printed", 0))
+    # The same run once more, from another machine, with another result: the first one counts.
+    text = path.read_text()
+    again = {**first, "result": {**first["result"], "seconds": 1e6}}
+    path.write_text(text + json.dumps(again) + "\n")
+    plan = load_recorded(copy, "grid_b")
+    assert len(plan.runs) == 32 * TRIALS
+    assert max(run.result["seconds"] for run in plan.runs) < 1e6
+    # A configuration file that has changed: its runs are no trials of the same cell.
+    changed = {**first, "config": {**first["config"], "SOLVER.MOMENTUM": 0.5}, "hash": "new"}
+    path.write_text(text + json.dumps(changed) + "\n")
+    plan = load_recorded(copy, "grid_b")
+    assert plan.remarks == ("left out: 2 runs of cells whose settings have changed since",)
+    (row,) = [row for row in plan.rows if row.key == "printed"]
+    assert [run.trial for run in plan.done(row, plan.columns[0])] == [0]
+
+
+def test_failed_and_unbelievable_records_are_told(copy):
+    path = record_file(copy, "grid_b", "digits")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in lines:
+        if (record["row"], record["trial"]) == ("cone_ema", 1):
+            record["result"]["last_top1"] += 1
+        if (record["row"], record["trial"]) == ("cone_ema", 0):
+            record["state"] = "failed"
+            record["failure"] = {"exit_code": 3, "tail": ["out of memory"], "finished": "x"}
+    path.write_text("".join(json.dumps(record) + "\n" for record in lines))
+    plan = load_recorded(copy, "grid_b")
+    assert (plan.states["failed"], plan.states["broken"]) == (1, 1)
+    text = markdown(plan)
+    assert "exit status 3" in text and "out of memory" in text and "accuracies disagree" in text
+
+
+@pytest.mark.parametrize(
+    ("table", "dataset", "words"),
+    [
+        ("grid_a", None, "no records of grid_a in .*there: grid_b on digits, grid_d on digits"),
+        ("grid_b", "glyphs", "no records of grid_b on glyphs"),
+    ],
+)
+def test_missing_records_are_one_line(study, table, dataset, words):
+    with pytest.raises(DataError, match=words):
+        load_recorded(study.record, table, dataset)
+
+
+def test_a_grid_that_is_on_two_data_sets_asks_which(copy):
+    shutil.copy(copy / "grid_b-digits.jsonl", copy / "grid_b-fashion_mnist.jsonl")
+    with pytest.raises(DataError, match="give --dataset digits | fashion_mnist"):
+        load_recorded(copy, "grid_b")
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_grid_is_written(study, tmp_path):
+    page = write_report(load_recorded(study.record, "grid_b"), tmp_path / "report")
+    text = page.with_name("report.md").read_text()
+    assert "## Controls" in text
+    assert "trials a pair for 0.15" in text
+    csv = page.with_name("report.csv").read_text()
+    # Runs on held-out images are on file, but in no table of test accuracies.
+    assert csv.count("selection") == len(FIXED) * TRIALS
+    assert "select0.1" not in text
+
+
+def test_evidence_has_every_table_with_its_command_and_the_notes(copy, tmp_path):
+    (copy / "notes").mkdir()
+    (copy / "notes" / "grid_b-digits.md").write_text("*By hand:* a_b & c < d.\n")
+    (copy / "notes" / "evidence.md").write_text("First of all.\n")
+    page = write_evidence(copy, tmp_path / "docs")
+    text = page.read_text()
+    assert text.index("First of all.") < text.index("## Grid B") < text.index("## Grid D")
+    assert "\n\n*By hand:* a_b & c < d.\n\n" in text
+    (command,) = [x for x in text.splitlines() if x.startswith("python tools/reproduce.py grid_b")]
+    assert f"--dataset digits --trials {TRIALS} --record {copy}" in command
+    assert "SOLVER.EPOCHS 2 SOLVER.LR_DECAY_STAGES" in command
+    assert f"python tools/report.py grid_b --dataset digits --records {copy}" in text
+    pictures = [x.split("](")[1].rstrip(")") for x in text.splitlines() if x.startswith("![")]
+    assert len(pictures) > 5
+    for name in pictures:
+        assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
+        assert (page.parent / name).with_suffix(".svg").exists()
+    with pytest.raises(DataError, match="no records in"):
+        write_evidence(tmp_path, tmp_path / "docs")
+
+
+def test_the_tool_reads_records(copy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # Of a grid the records are the default.
+    main(["grid_d"])
+    assert "7 done" in capsys.readouterr().out
+    assert (tmp_path / "output" / "grid_d" / "digits" / "report" / "report.html").exists()
+    main(["grid_d", "--records", str(copy), "--out", "pages"])
+    assert (tmp_path / "pages" / "report.md").exists()
+    (copy / "grid_b-digits.jsonl").unlink()
+    main(["evidence", "--out", "docs"])
+    assert capsys.readouterr().out.splitlines()[-1] == "docs/evidence.md"
