@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
 import signal
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from mdistiller.engine.clock import SharedTime
 from mdistiller.engine.fleet import Fleet, Member
 from mdistiller.engine.lock import is_locked
 from mdistiller.engine.precision import FrozenTeacher
+from mdistiller.engine.records import RunRecord
 from mdistiller.engine.run import run_training
 from mdistiller.engine.sharing import SharedStream
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError, NonFiniteError
@@ -320,6 +323,35 @@ def test_a_second_ctrl_c_ends_all_at_once(tmp_path, teacher, monkeypatch):
     assert caught.value.exit_code == 130
     assert not (folder(members[0]) / "latest").exists()
     assert not any(is_locked(folder(one) / ".lock") for one in members)
+
+
+def test_a_signal_after_everything_was_written_is_no_interruption(tmp_path, teacher, monkeypatch):
+    one, plain = member(tmp_path, teacher, "KD"), RunRecord.finish
+
+    def finish(self, result):
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, result)
+
+    monkeypatch.setattr(RunRecord, "finish", finish)
+    assert trained([one])[0].result["epochs"] == 2
+
+
+def test_a_member_that_is_done_is_freed_while_others_train(tmp_path, teacher, monkeypatch):
+    """The first one, whose teacher and way to load batches all use, has fewer epochs."""
+    first, other = (member(tmp_path, teacher, n) for n in ("KD", "one epoch more"))
+    students, alive, plain = {}, [], BaseTrainer.train_iter
+
+    def train_iter(self, batch, epoch):
+        if epoch == 1:
+            students[self.experiment_name] = weakref.ref(self.distiller.student)
+        if epoch == 3:
+            gc.collect()
+            alive.append(sum(student() is not None for student in students.values()))
+        return plain(self, batch, epoch)
+
+    monkeypatch.setattr(BaseTrainer, "train_iter", train_iter)
+    trained([first, other])
+    assert alive == [1] * STEPS
 
 
 def test_members_that_fail_leave_the_others_alone(tmp_path, teacher, solo, monkeypatch):

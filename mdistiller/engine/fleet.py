@@ -116,7 +116,8 @@ class Fleet:
             ended: called for each member that is done or has failed, as soon as that is known.
 
         Raises:
-            InterruptedRun: SIGINT or SIGTERM came; every member that had begun is saved.
+            InterruptedRun: SIGINT or SIGTERM came; every member that had begun is saved (after a
+                second SIGINT only those that had been saved by then).
         """
         self._ended = ended
         keep_freed_memory()
@@ -131,7 +132,8 @@ class Fleet:
                 pass  # the second one; members in a pause have nothing to say
             finally:
                 self._close()
-        if self._stop.signal:
+        unfinished = [s for s in self._seats if s.active or _is_stopped(s.member)]
+        if self._stop.signal and unfinished:
             raise self._interruption()
 
     def _open(self, seat: _Seat) -> None:
@@ -200,12 +202,16 @@ class Fleet:
                 _make_room(seat)
 
     def _interruption(self) -> InterruptedRun:
-        saved = sum(isinstance(s.member.error, InterruptedRun) for s in self._seats)
+        saved = sum(_is_stopped(seat.member) for seat in self._seats)
         return InterruptedRun(
             f"stopped by a signal; {saved} of {len(self._seats)} trainings are saved at their "
             "step, each says where; the same command continues them",
             128 + self._stop.signal,
         )
+
+
+def _is_stopped(member: Member) -> bool:
+    return isinstance(member.error, InterruptedRun)
 
 
 def _make_room(seat: _Seat) -> None:

@@ -45,24 +45,24 @@ class SharedStream:
 
     Args:
         loader: a pure function of epoch and position; used by nobody else.
-        prepare: what every reader would do to a batch.
+        place: what every reader would do to a batch, by name of its tensors.
         timed: around the work that is done for all.
     """
 
     def __init__(
         self,
         loader: Iterable,
-        prepare: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+        place: Callable[[tuple[Tensor, ...]], dict[str, Tensor]],
         timed: _Timed,
     ) -> None:
         self.loader = loader
-        self._prepare, self._timed = prepare, timed
+        self._place, self._timed = place, timed
         self._pass: Iterator[tuple[Tensor, ...]] = iter(())
         self._at: tuple[int, int] | None = None
         self._latest = _Kept((), ())
 
     def batch(self, epoch: int, number: int) -> tuple[Tensor, ...]:
-        """Batch ``number`` (from 0) of ``epoch`` (from 1), prepared."""
+        """Batch ``number`` (from 0) of ``epoch`` (from 1), in its place."""
         if self._at != (epoch, number) or not self._latest.intact:
             with self._timed():
                 self._read(epoch, number)
@@ -73,7 +73,7 @@ class SharedStream:
             self._pass = iter(epoch_of(self.loader, epoch, number))
         # Lest a failed read leaves a position behind that the pass is not at.
         self._at = None
-        batch = self._prepare(next(self._pass))
+        batch = tuple(self._place(next(self._pass)).values())
         self._latest, self._at = _Kept(batch, batch), (epoch, number)
         if number == len(self.loader) - 1:
             next(self._pass, None)  # lets a pass with worker processes end them
@@ -164,13 +164,11 @@ class Shared:
 
     def add_streams(self, trainer: BaseTrainer) -> None:
         """Let ``trainer``, whose loaders are those of the other ones, read what they read."""
-
-        def prepare(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(trainer.to_device(data).values())
+        place = trainer.placement()
 
         def share(key: Hashable, loader: Iterable) -> StreamReader:
             if key not in self._streams:
-                self._streams[key] = SharedStream(loader, prepare, self._timed)
+                self._streams[key] = SharedStream(loader, place, self._timed)
             return self._streams[key].reader()
 
         trainer.share_streams(share)

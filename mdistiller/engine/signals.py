@@ -37,7 +37,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._entered += 1
-        if self._entered == 1 and threading.current_thread() is threading.main_thread():
+        if self._entered > 1:
+            return self
+        # What stopped an earlier training does not stop this one.
+        self.signal, self.at_once = None, False
+        if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._note) for s in _NAMES}
         return self
 

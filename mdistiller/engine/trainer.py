@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,12 @@ class BaseTrainer:
     # ---- helpers for them ----------------------------------------------------------------
 
     def to_device(self, data: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        moved = [x.to(self.device, non_blocking=True) for x in data]
-        batch = dict(zip(BATCH_KEYS, moved, strict=False))
-        batch["image"] = batch["image"].to(self._image_dtype, memory_format=self._image_layout)
-        return batch
+        return self.placement()(data)
+
+    def placement(self) -> Callable[[tuple[Tensor, ...]], dict[str, Tensor]]:
+        """What :meth:`to_device` does, without a reference to this trainer."""
+        dtype = next(self.distiller.student.parameters()).dtype
+        return partial(_placed, device=self.device, dtype=dtype, layout=self._image_layout)
 
     def scaled(self, loss: Tensor, share: float | None = None) -> Tensor:
         """A mean over this process's images, as its part of the mean over the whole batch.
@@ -131,10 +134,6 @@ class BaseTrainer:
     def reduce_gradients(self) -> None:
         """Sum the gradients in ``grad`` over the processes."""
         self.world.sum_(self._gradients_left())
-
-    @property
-    def _image_dtype(self) -> torch.dtype:
-        return next(self.distiller.student.parameters()).dtype
 
     def gradient_norm(self) -> Tensor:
         """Norm over all gradients that the optimizer is about to use."""
@@ -194,3 +193,16 @@ class BaseTrainer:
         result = self.backward(batch, epoch)
         self.optimizer.step()
         return result
+
+
+def _placed(
+    data: tuple[Tensor, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> dict[str, Tensor]:
+    """A loader's batch on a device, its images in the student's type and memory format."""
+    moved = [x.to(device, non_blocking=True) for x in data]
+    batch = dict(zip(BATCH_KEYS, moved, strict=False))
+    batch["image"] = batch["image"].to(dtype, memory_format=layout)
+    return batch
