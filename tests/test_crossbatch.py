@@ -84,6 +84,16 @@ def test_gradient_is_that_of_the_equations(tmp_path, reading, distiller):
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
 
 
+def test_lengths_of_the_update_and_of_the_plain_gradient_are_logged(tmp_path):
+    trainer = crossbatch_trainer(tmp_path)
+    trainer.distiller.train()
+    logged = trainer.backward(next(iter(trainer.batches(1))), epoch=1).diagnostics
+    _, update, rows = by_hand(tmp_path, CrossBatchKD, reading="align")
+    assert logged["norm_update"].item() == pytest.approx(update.norm().item(), rel=1e-6)
+    assert logged["norm_sum"].item() == pytest.approx((rows[0] + rows[1]).norm().item(), rel=1e-6)
+    assert logged["norm_sum"].item() != pytest.approx(logged["norm_update"].item(), rel=1e-3)
+
+
 def test_same_as_one_backward_of_the_weighted_losses(tmp_path):
     found = one_step(crossbatch_trainer(tmp_path))
     w, _, _ = by_hand(tmp_path, CrossBatchKD, reading="align")

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from mdistiller.weighting import READINGS, CrossBatchWeighting, combine, gramian
+from mdistiller.weighting import READINGS, CrossBatchWeighting, combine, combined_norms, gramian
 
 ALL = sorted(READINGS)
 ADAPTIVE = [r for r in ALL if r != "printed"]
@@ -325,6 +325,14 @@ def test_gramian_and_combine_do_not_overflow_in_single_precision():
     assert g[1, 1].item() == pytest.approx(1e-60, rel=1e-6)
     combined = combine(rows[:2], torch.tensor([0.0, 1e40], dtype=torch.float64))
     assert combined.tolist() == pytest.approx([1e10, 0.0])
+
+
+@given(rows=gradients(), a=st.floats(0, 3), b=st.floats(0, 3))
+def test_norms_of_sums_are_those_of_the_vectors(rows, a, b):
+    weights = torch.tensor([[1.0, 1.0], [a, b]], dtype=torch.float64)
+    found = combined_norms(gramian(rows)[:2, :2], weights)
+    scale = (weights * rows[:2].norm(dim=1)).sum(1)
+    assert ((found - (weights @ rows[:2]).norm(dim=1)).abs() <= 1e-7 * scale).all()
 
 
 def test_gramian_over_several_chunks():

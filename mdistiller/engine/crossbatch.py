@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mdistiller.distillers import CrossBatchDistiller
 from mdistiller.errors import ConfigError
-from mdistiller.weighting import CrossBatchWeighting, gramian
+from mdistiller.weighting import CrossBatchWeighting, combined_norms, gramian
 
 from .distributed import share_of
 from .epoch import epoch_of
@@ -139,10 +139,14 @@ class CrossBatchTrainer(BaseTrainer):
             rows[REF].copy_(rows[CE])
         elif previous is not None:
             rows[REF].copy_(previous)
-        solved = self.weighting(gramian(rows))
+        products = gramian(rows)
+        solved = self.weighting(products)
         self._weights = (solved.ce, solved.kd)
-        self._gradients.apply(torch.stack(self._weights))
-        return solved.diagnostics
+        weights = torch.stack(self._weights)
+        self._gradients.apply(weights)
+        both = torch.stack([torch.ones_like(weights), weights])
+        norm_sum, norm_update = combined_norms(products[:2, :2], both).unbind()
+        return {**solved.diagnostics, "norm_sum": norm_sum, "norm_update": norm_update}
 
     def extra_state(self) -> dict[str, Any]:
         keep = self.reference == "previous" and self._weights is not None

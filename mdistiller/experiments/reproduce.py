@@ -48,8 +48,8 @@ def reproduce(
     dependents = Dependents(plan, ledger)
     plan = dependents.plan
     ledger.catch_up(plan)
-    dependents.make_ready(list(plan.runs))
     states = ledger.states(plan)
+    dependents.make_ready([run for run in plan.runs if states[run.job] != "done"])
     if retry_failed:
         for job in plan.jobs:
             job.forget_failure()

@@ -4,7 +4,7 @@ from .aggregators import PairAggregator
 from .crossbatch import CrossBatchWeighting, CrossBatchWeights
 from .decay import DecaySchedule
 from .gradnorm import GradNormWeighting, gradnorm_gradient, gradnorm_targets
-from .gramian import combine, gramian
+from .gramian import combine, combined_norms, gramian
 from .pair import cosine_gate, pair_statistics
 from .readings import READINGS
 from .uncertainty import uncertainty_gradient, uncertainty_weights
@@ -17,6 +17,7 @@ __all__ = [
     "GradNormWeighting",
     "PairAggregator",
     "combine",
+    "combined_norms",
     "cosine_gate",
     "gradnorm_gradient",
     "gradnorm_targets",

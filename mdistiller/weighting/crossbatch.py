@@ -31,8 +31,6 @@ class CrossBatchWeights:
         c_ce, c_kd: cosines of the two gradients to the reference gradient G.
         c_12: cosine between the two gradients.
         norm_ce, norm_kd, norm_ref: norms of g_ce, g_kd and G.
-        norm_sum: norm of g_ce + g_kd, the gradient of plain training.
-        norm_update: norm of the update A g_ce + B g_kd.
         lam: lambda of Eq. 10 (0 where Eq. 10 is skipped).
         conflict: 1 where the two gradients conflict (c_12 < 0), else 0.
     """
@@ -47,8 +45,6 @@ class CrossBatchWeights:
     norm_ce: Tensor
     norm_kd: Tensor
     norm_ref: Tensor
-    norm_sum: Tensor
-    norm_update: Tensor
     lam: Tensor
     conflict: Tensor
 
@@ -157,8 +153,6 @@ class CrossBatchWeighting:
         w_kd = 1 - w_ce
         solution = self._stabilized if self.stabilize else self._unstabilized
         ce, kd, lam = solution(norms, c_12, w_ce, w_kd)
-        both = torch.stack([norms.ce, norms.kd])
-        norm_sum, norm_update = _lengths(torch.stack([both, torch.stack([ce, kd]) * both]), c_12)
         return _in_dtype(
             gramian.dtype,
             ce=ce,
@@ -171,8 +165,6 @@ class CrossBatchWeighting:
             norm_ce=norms.ce,
             norm_kd=norms.kd,
             norm_ref=norms.ref,
-            norm_sum=norm_sum,
-            norm_update=norm_update,
             lam=lam,
             conflict=(c_12 < 0).to(g.dtype),
         )
@@ -203,7 +195,12 @@ class CrossBatchWeighting:
             w_ce = norms.without_zero_gradients(READINGS["printed"](c_12, c_12, c_12, 0.0))
             w_kd = 1 - w_ce
         pairs = torch.stack([w_ce, w_kd, norms.ce, norms.kd]).view(2, 2)
-        return pairs[0] * norms.inverse[:2], *_lengths(pairs, c_12)
+        # |x u + y v|^2 of unit vectors u, v with cosine c, for both pairs at once; not as
+        # x^2 + y^2 + 2 x y c, which cancels for opposite ones, and so that no term is negative.
+        x, y = pairs.unbind(1)
+        gap = x - y
+        squared = torch.addcmul(gap * gap, x * y, 1 + c_12, value=2)
+        return pairs[0] * norms.inverse[:2], *squared.sqrt().unbind()
 
     def _stabilized(
         self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
@@ -256,17 +253,6 @@ class _Norms:
         """Give all the weight to the other loss where one gradient is zero."""
         zero_ce, zero_kd = self.ce == 0, self.kd == 0
         return torch.where(zero_ce ^ zero_kd, zero_kd.to(w_ce.dtype), w_ce)
-
-
-def _lengths(pairs: Tensor, cosine: Tensor) -> tuple[Tensor, ...]:
-    """|x u + y v| of unit vectors u, v with that cosine, for every row (x, y >= 0) [n, 2].
-
-    Not by x^2 + y^2 + 2 x y c, which cancels for opposite ones, and so that no term is negative.
-    """
-    x, y = pairs.unbind(1)
-    gap = x - y
-    squared = torch.addcmul(gap * gap, x * y, 1 + cosine, value=2)
-    return squared.sqrt().unbind()
 
 
 def _in_dtype(dtype: torch.dtype, **values: Tensor) -> CrossBatchWeights:

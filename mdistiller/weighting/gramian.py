@@ -34,6 +34,20 @@ def gramian(rows: Tensor) -> Tensor:
     return out
 
 
+def combined_norms(products: Tensor, weights: Tensor) -> Tensor:
+    """Norms of weighted sums of gradients, from their Gramian alone.
+
+    Args:
+        products: [n, n], inner products of the gradients.
+        weights: [m, n], a weighted sum in each row.
+
+    Returns:
+        [m], in the Gramian's dtype; sums that cancel have half its digits.
+    """
+    weights = weights.to(products.dtype)
+    return ((weights @ products) * weights).sum(1).clamp_min(0).sqrt()
+
+
 def combine(rows: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of gradients, accumulated in double precision.
 
