@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,25 @@ def test_two_calls_at_once_train_every_run_once(tmp_path: Path, teacher: Path) -
         assert (folder / "result.json").exists()
         log = folder.with_name(folder.name + ".log").read_text()
         assert log.count("process started") == 1
+
+
+def test_a_recorded_run_is_done_where_its_folder_is_gone(tmp_path: Path, teacher: Path) -> None:
+    arguments = ("grid_d", *TABLE[1:-1], "vanilla", "--epochs", 1, "--prefix", tmp_path / "output")
+    arguments = (*arguments, "--record", tmp_path / "results", "DISTILLER.TEACHER_CKPT", teacher)
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    (result,) = (tmp_path / "output").rglob("result.json")
+    (line,) = (tmp_path / "results" / "grid_d-digits.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["result"] == json.loads(result.read_text())
+    metrics = (result.parent / "metrics.jsonl").read_text()
+    assert record["epochs"][0]["test_acc"] == pytest.approx(json.loads(metrics)["test_acc"])
+    assert str(tmp_path) not in line
+    shutil.rmtree(tmp_path / "output")
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "1 of 1 runs are done" in again.stdout
+    assert not list((tmp_path / "output").rglob("result.json"))
 
 
 @pytest.mark.parametrize(
