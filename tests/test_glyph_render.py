@@ -115,6 +115,11 @@ def test_capitals_for_small_letters_pass(tmp_path):
     assert np.array_equal(face.images[ord("a") - 33], face.images[ord("A") - 33])
 
 
+def test_file_that_cannot_be_read(tmp_path):
+    for path in (tmp_path / "none.ttf", tmp_path):
+        assert reason_of(path) == "cannot be read"
+
+
 def test_damaged_files(tmp_path):
     whole = (FONTS / "cmr10.ttf").read_bytes()
     for content in (b"", b"text", whole[:100], b"ttcf" + whole[4:]):

@@ -72,7 +72,10 @@ def render_file(path: Path) -> list[Face]:
     """
     # What fontTools overlooks in a damaged table is no news; what matters is checked here.
     logging.getLogger("fontTools").setLevel(logging.ERROR)
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return [Face(0, "", reason="cannot be read")]
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         fonts = _open(content)
