@@ -133,8 +133,8 @@ def summary(times: dict[str, list[float]], pair: list[str]) -> list[dict[str, An
     return rows
 
 
-def solvers(repeats: int = 300) -> dict[str, float]:
-    """Microseconds of one solve of the same Gramian, medians."""
+def solvers(repeats: int = 20, calls_each: int = 20) -> dict[str, float]:
+    """Microseconds of one solve of the same Gramian, medians over turns of some calls each."""
     import torchjd.aggregation as peers
 
     rows = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -150,9 +150,11 @@ def solvers(repeats: int = 300) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, (solve, matrix) in calls.items():
-            began = now()
             solve(matrix)
-            times[name].append((now() - began) * 1e6)
+            began = now()
+            for _ in range(calls_each):
+                solve(matrix)
+            times[name].append((now() - began) * 1e6 / calls_each)
     return {name: common.quartiles(values)[1] for name, values in times.items()}
 
 

@@ -22,7 +22,7 @@ from mdistiller.engine.distributed import World, piece_of
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
 from mdistiller.models import build_model
 
-from .test_resume import CASES, SHORT, images, stop_after
+from .test_resume import CASES, SHORT, images, some_weights, stop_after
 from .test_tools import DIGITS, ROOT, environment
 from .toys import CrossBatchToyHint, ToyHint, config, networks
 
@@ -42,6 +42,10 @@ def build(folder, case: str, *opts) -> BaseTrainer:
     """A trainer in double precision without BatchNorm, whose processes therefore lose nothing."""
     trainer, method, own = TOGETHER[case]
     cfg = config(folder, *SHORT, "SOLVER.TRAINER", trainer, *own, *opts)
+    if trainer == "replay":
+        # One of each process's own: none reads what another has only begun to write.
+        file = some_weights(folder / f"rank{World().rank}", cfg.SOLVER.EPOCHS)
+        cfg.merge_from_list(["REPLAY.FILE", str(file)])
     student, teacher = networks(norm=False, dtype=torch.float64)
     torch.manual_seed(3)
     distiller = {**distiller_dict, **TOYS}[method](student, teacher, cfg).double()
