@@ -387,6 +387,19 @@ def test_meters_and_messages():
         assert log_msg("text", mode) == text
 
 
+def test_averages_of_a_version_that_logged_other_quantities_begin_anew():
+    before = DeviceMeter()
+    before.update({"x": torch.tensor(8.0)}, 5)
+    for names in ("x", "y"), ("y",):
+        meter = DeviceMeter()
+        meter.load_state_dict(before.state_dict())
+        meter.update({name: torch.tensor(1.0) for name in names})
+        meter.update({name: torch.tensor(3.0) for name in names})
+        assert meter.averages() == dict.fromkeys(names, 2.0)
+    before.update({"x": torch.tensor(2.0)})
+    assert before.averages() == {"x": 7.0}
+
+
 def test_accuracy_example():
     golden = GOLDEN["accuracy_example"]
     output, target = torch.tensor(golden["logits"]).float(), torch.tensor(golden["target"])

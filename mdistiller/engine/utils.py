@@ -48,6 +48,7 @@ class DeviceMeter:
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
         self._count = 0
+        self._continued = False
 
     def update(self, values: dict[str, Tensor], n: int = 1) -> None:
         """Add the scalars ``values``, each counting ``n`` times; the names stay the same."""
@@ -56,6 +57,10 @@ class DeviceMeter:
         stacked = torch.stack([v.detach().reshape(()) for v in values.values()])
         # Double precision where there is any: an epoch adds up tens of thousands of numbers.
         stacked = stacked.to(solve_dtype(stacked.device))
+        if self._continued and self._names != tuple(values):
+            # The checkpoint of a version that logged other quantities: its sums are of no use.
+            self.reset()
+        self._continued = False
         if self._sums is None:
             self._names, self._sums = tuple(values), torch.zeros_like(stacked)
         self._sums += stacked * n
@@ -78,9 +83,10 @@ class DeviceMeter:
         return {"names": list(self._names), "sums": sums, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
+        """Continue from :meth:`state_dict`; if other names follow, the averages begin anew."""
         self._names = tuple(state["names"])
         self._sums, self._count = state["sums"], state["count"]
+        self._continued = self._sums is not None
 
 
 def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
