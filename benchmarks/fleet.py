@@ -26,7 +26,7 @@ from unittest import mock
 import _common as common
 import torch
 from _variants import BF16, OWN_PROCESS, VARIANTS, Variant
-from step import measure, spread, summary
+from step import RATIOS, measure, spread, step_cells, summary
 
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
@@ -129,18 +129,8 @@ def measure_cells(args: argparse.Namespace, precision: str) -> dict[str, list[fl
 
 def step_table(rows: list[dict[str, Any]], markdown: bool) -> str:
     """Steps of all variants."""
-    header = ("a student's step", "ms", "/ upstream", "/ own vanilla", "by MACs")
-    lines = [
-        (
-            row["variant"],
-            spread(row["ms"], 1),
-            spread(row.get("to_upstream"), 3),
-            spread(row.get("to_vanilla"), 3),
-            f"{row['by_macs']:.3f}",
-        )
-        for row in rows
-    ]
-    return common.table(header, lines, markdown)
+    header = ("a student's step", "ms", *RATIOS)
+    return common.table(header, [step_cells(row) for row in rows], markdown)
 
 
 def cell_table(found: dict[str, dict[str, list[float]]], markdown: bool) -> str:

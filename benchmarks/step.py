@@ -200,20 +200,25 @@ def spread(values: tuple[float, float, float] | None, digits: int) -> str:
     return f"{middle} ({low} to {high})"
 
 
+# What :func:`step_cells` gives after the variant and its milliseconds.
+RATIOS = ("/ upstream", "/ own vanilla", "by MACs")
+
+
+def step_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of :func:`summary` as text."""
+    ratios = (spread(row.get(key), 3) for key in ("to_upstream", "to_vanilla"))
+    return (row["variant"], spread(row["ms"], 1), *ratios, f"{row['by_macs']:.3f}")
+
+
 def report(result: dict[str, Any], markdown: bool) -> str:
     """Everything measured, as text."""
-    header = ("variant", "ms a step", "/ upstream", "/ own vanilla", "by MACs")
-    header += ("peak MiB", "of tensors")
+    header = ("variant", "ms a step", *RATIOS, "peak MiB", "of tensors")
     parts = [common.describe(result["machine"])]
     for method, found in result["methods"].items():
         memory = found["memory"]
         rows = [
             (
-                row["variant"],
-                spread(row["ms"], 1),
-                spread(row.get("to_upstream"), 3),
-                spread(row.get("to_vanilla"), 3),
-                f"{row['by_macs']:.3f}",
+                *step_cells(row),
                 *(f"{peak:.0f}" for peak in memory.get(row["variant"], ())),
                 *("-" for _ in header[5:] if row["variant"] not in memory),
             )

@@ -130,6 +130,9 @@ def test_moving_average_stays_finite_over_wild_steps(steps, options):
     weighting = CrossBatchWeighting(**{**options, "ema": 0.9})
     for rows in steps:
         check_ranges(weighting(gramian(rows)))
+    state = weighting.state_dict()
+    assert state["steps"] == len(steps)
+    assert (state["average"].abs() <= 1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -98,6 +98,7 @@ def open_plan(args: argparse.Namespace) -> Plan:
 
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
+    """Write the report that the command line asks for, and print where it is."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["compare"]:
         args = parse_compare(argv[1:])
