@@ -148,6 +148,7 @@ def test_importing_and_training_on_digits_open_no_socket(tmp_path):
         [
             *(sys.executable, "-c", OFFLINE, "--cfg", "configs/digits/crossbatch_kd.yaml"),
             *("LOG.PREFIX", str(tmp_path), "SOLVER.EPOCHS", "1", "SOLVER.DEVICE", "cpu"),
+            *("DATASET.SUBSET", "128"),
             *("DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_CKPT", str(teacher)),
         ],
         cwd=ROOT,

@@ -49,7 +49,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.skipif(not PROC.exists(), reason="finds processes in /proc, which is Linux's")
 def test_a_lost_worker_costs_no_run(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    arguments = (*TABLE, "--epochs", 2, "--teacher-epochs", 1)
+    arguments = (*TABLE, "--epochs", 2, "--teacher-epochs", 1, "DATASET.SUBSET", 704)
     arguments = (*arguments, "--prefix", tmp_path, "--backend", "ray", "--workers", 2)
     process = start(*arguments)
     root = tmp_path / "table1" / "digits"

@@ -316,7 +316,7 @@ import resource, sys, torch
 from mdistiller.engine.memory import keep_freed_memory
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 def work():
-    for _ in range(20):
+    for _ in range(5):
         kept_alive = [torch.ones(1 << 20) for _ in range(8)]
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.datasets import ImageFolder
 
 from mdistiller.device import resolve_device
 from mdistiller.errors import DataError
@@ -23,6 +22,9 @@ from mdistiller.seeding import derive_seed
 from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
 from ._selection import select
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -188,6 +190,8 @@ def _collate(items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
 
 
 def _open_folder(folder: Path, transform: Transform) -> ImageFolder:
+    from torchvision.datasets import ImageFolder  # only here: its import takes a second
+
     try:
         return ImageFolder(folder, transform=transform)
     except (OSError, ValueError) as error:

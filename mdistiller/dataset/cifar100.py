@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torchvision.datasets import CIFAR100
-from torchvision.datasets.utils import check_integrity
 
 from mdistiller.download import fetch, unpack
 from mdistiller.errors import DataError
 
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
 from ._registry import dataset_dict
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR100
 
 RECIPE = Recipe(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), flip=True)
 
@@ -32,6 +33,8 @@ def get_cifar100(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
 
 
 def _load(root: Path, train: bool, padding: int) -> ImageArray:
+    from torchvision.datasets import CIFAR100  # only where it is needed: its import takes a second
+
     try:
         raw = _open(root, train)
     except RuntimeError:  # missing, or not what the checksums say
@@ -48,6 +51,8 @@ def _load(root: Path, train: bool, padding: int) -> ImageArray:
 
 
 def _open(root: Path, train: bool) -> CIFAR100:
+    from torchvision.datasets import CIFAR100
+
     with warnings.catch_warnings():
         # numpy 2.4.0 to 2.4.4 dislike how the numpy of 2009 wrote the files.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align")
@@ -56,6 +61,9 @@ def _open(root: Path, train: bool) -> CIFAR100:
 
 def _provide(root: Path) -> None:
     """Unpack the archive, after a download where it is missing."""
+    from torchvision.datasets import CIFAR100
+    from torchvision.datasets.utils import check_integrity
+
     archive = root / CIFAR100.filename
     if not archive.exists():
         try:

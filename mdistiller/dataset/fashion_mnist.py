@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torchvision.datasets import FashionMNIST
-from torchvision.datasets.utils import check_integrity
 
 from mdistiller.download import fetch
 from mdistiller.errors import DataError
@@ -62,6 +60,10 @@ def _find(folder: Path) -> dict[str, Path] | None:
 
 
 def _download(folder: Path, root: Path) -> None:
+    # Only here: the import takes a second.
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import check_integrity
+
     mirror = FashionMNIST.mirrors[0]
     for name, md5 in FashionMNIST.resources:
         path = folder / name

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from torchvision import transforms
+from typing import TYPE_CHECKING, Any
 
 from mdistiller.errors import DataError
 
 from ._folder import FolderLoader, folder_loaders
 from ._registry import dataset_dict
 
+if TYPE_CHECKING:
+    from torchvision import transforms
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def train_transform() -> transforms.Compose:
     """A random part of the image as 224x224 pixels, half of the time mirrored."""
+    from torchvision import transforms  # only where it is needed: its import takes a second
+
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(224),
@@ -29,6 +32,8 @@ def train_transform() -> transforms.Compose:
 
 def val_transform() -> transforms.Compose:
     """The middle 224x224 pixels of the image scaled to a shorter side of 256."""
+    from torchvision import transforms
+
     return transforms.Compose(
         [
             transforms.Resize(256),

@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from torchvision import transforms
+from typing import TYPE_CHECKING, Any
 
 from mdistiller.errors import DataError
 
 from ._folder import FolderLoader, folder_loaders
 from ._registry import dataset_dict
+
+if TYPE_CHECKING:
+    from torchvision import transforms
 
 FOLDER = "tiny-imagenet-200"
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
@@ -21,6 +22,8 @@ MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
 def train_transform() -> transforms.Compose:
     """Turned by up to 20 degrees, half of the time mirrored."""
+    from torchvision import transforms  # only where it is needed: its import takes a second
+
     return transforms.Compose(
         [transforms.RandomRotation(20), transforms.RandomHorizontalFlip(), val_transform()]
     )
@@ -28,6 +31,8 @@ def train_transform() -> transforms.Compose:
 
 def val_transform() -> transforms.Compose:
     """Only normalised."""
+    from torchvision import transforms
+
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 import mdistiller
 
@@ -56,7 +56,7 @@ def run_result(
             "mdistiller": mdistiller.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": metadata.version("torchvision"),
         },
         "commit": source_commit(),
         **facts,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import warnings
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchjd.aggregation as torchjd
 from torch import Tensor
 
 from mdistiller.errors import MdistillerError
@@ -16,6 +16,9 @@ from mdistiller.registry import nearest
 
 from ._state import load_module_state, module_state
 from .gramian import gramian, solve_dtype
+
+if TYPE_CHECKING:
+    from torchjd.aggregation import Aggregator
 
 # What is in the package but cannot work here, and why.
 _IMPOSSIBLE = {
@@ -33,8 +36,15 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+def _package() -> ModuleType:
+    import torchjd.aggregation  # only here: its import takes a second
+
+    return torchjd.aggregation
+
+
 def method_names() -> list[str]:
     """The methods of the installed torchjd that can combine two gradients."""
+    torchjd = _package()
     bases = (torchjd.Aggregator, torchjd.WeightedAggregator, torchjd.GramianWeightedAggregator)
     return [
         name
@@ -138,7 +148,7 @@ class PairAggregator:
             raise ValueError(f"the checkpoint is of method {state['method']}, not {self.method}")
         self._restore(self._module, state["state"])
 
-    def _build(self) -> torchjd.Aggregator:
+    def _build(self) -> Aggregator:
         names = inspect.signature(self._class).parameters
         try:
             bound = inspect.signature(self._class).bind(**self._arguments)
@@ -154,7 +164,7 @@ class PairAggregator:
     def _tensors(self, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             return value
-        by_gramian = issubclass(self._class, torchjd.GramianWeightedAggregator)
+        by_gramian = issubclass(self._class, _package().GramianWeightedAggregator)
         dtype = solve_dtype(self._device) if by_gramian else self._dtype
         return torch.tensor(value, dtype=dtype, device=self._device)
 
@@ -167,6 +177,7 @@ class PairAggregator:
 
     @staticmethod
     def _combine_rows(module, rows: Tensor, products: Tensor) -> tuple[Tensor, Tensor | None]:
+        torchjd = _package()
         if isinstance(module, torchjd.GramianWeightedAggregator):
             return module.gramian_weighting(products), None
         if isinstance(module, torchjd.WeightedAggregator):
@@ -210,10 +221,10 @@ class PairAggregator:
             )
 
 
-def _look_up(method: str) -> type[torchjd.Aggregator]:
+def _look_up(method: str) -> type[Aggregator]:
     names = method_names()
     if method in names:
-        return getattr(torchjd, method)
+        return getattr(_package(), method)
     if method in _IMPOSSIBLE:
         reason = f"method {method} {_IMPOSSIBLE[method]}; "
     else:
