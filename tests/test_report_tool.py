@@ -204,12 +204,12 @@ def test_sensitivity_is_the_paired_difference_to_equal_weights(tmp_path):
     (axes,) = sensitivity_relative(plan, "last").axes
     (container,) = axes.containers
     line, _, (bars,) = container
-    assert np.allclose(line.get_ydata(), [-0.5, 0, 0.1])
+    assert np.allclose(line.get_ydata(orig=False), [-0.5, 0, 0.1])
     # Paired: the 5 points between the trials are not in the bars.
     half = [(s[1, 1] - s[0, 1]) / 2 for s in bars.get_segments()]
     assert np.allclose(half, [0.2 / 2**0.5, 0, 0], atol=1e-9)
     absolute = sensitivity_absolute(plan, "last").axes[0]
-    assert np.allclose(absolute.containers[0][0].get_ydata(), [72.0, 72.5, 72.6])
+    assert np.allclose(absolute.containers[0][0].get_ydata(orig=False), [72.0, 72.5, 72.6])
     (upper,) = absolute.child_axes
     names = [tick.get_text() for tick in upper.get_xticklabels()]
     assert names == ["0.6 : 1.4", "1.0 : 1.0", "1.4 : 0.6"]
