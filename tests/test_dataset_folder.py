@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -376,3 +377,22 @@ def test_sorting_reports_a_list_that_is_no_text(tiny):
     with pytest.raises(DataError, match="cannot be sorted") as caught:
         sort_val(tiny)
     one_line(caught)
+
+
+_PREPARE = _folder._outlive_signals
+
+
+def signalled_first(worker: int) -> None:
+    """What a worker does first, just after a signal to the whole process group."""
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    _PREPARE(worker)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be held")
+def test_a_signal_while_workers_start_reaches_none_of_them(tiny, monkeypatch):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    whole = list(get_dataset(config("tiny_imagenet", tiny.parent, 0))[0])
+    monkeypatch.setattr(_folder, "_outlive_signals", signalled_first)
+    assert_same(get_dataset(config("tiny_imagenet", tiny.parent, 2))[0], whole)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

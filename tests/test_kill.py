@@ -175,6 +175,7 @@ def test_the_lock_of_a_killed_run_is_gone_and_that_of_a_living_one_holds(tmp_pat
     first = run.start()
     while first.is_alive() and not (run.folder / "latest").exists():
         time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)  # or it might be done before the second one looks
     second = run.start()
     second.join(60)
     assert second.exitcode == 1

@@ -74,13 +74,27 @@ class FolderLoader(Loader):
             # Without one of its own, a DataLoader would draw from the global generator.
             generator=self._generator(epoch, "workers"),
         )
-        for batch in batches:
+        for batch in _start_workers(batches):
             if isinstance(batch, _Unreadable):
                 raise DataError(
                     f"{batch.path}: cannot be read as an image ({batch.reason}), {batch.count}; "
                     "replace or remove it, or set DATASET.SKIP_BROKEN True to leave out such images"
                 )
             yield tuple(batch)
+
+
+_HELD = {signal.SIGINT, signal.SIGTERM}
+
+
+def _start_workers(batches: DataLoader) -> Iterator[Any]:
+    """``iter(batches)``, whose workers get no signal before they can outlive it."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        return iter(batches)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        return iter(batches)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _outlive_signals(worker: int) -> None:
@@ -90,6 +104,8 @@ def _outlive_signals(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
 
 @dataclass(frozen=True)
