@@ -18,6 +18,8 @@ from mdistiller.engine.cfg import CFG
 from mdistiller.errors import DataError
 from mdistiller.models import build_model
 
+from .toys import FEW_DIGITS
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [p for room in ("mdistiller", "tools", "benchmarks") for p in (ROOT / room).rglob("*.py")]
 
@@ -148,7 +150,7 @@ def test_importing_and_training_on_digits_open_no_socket(tmp_path):
         [
             *(sys.executable, "-c", OFFLINE, "--cfg", "configs/digits/crossbatch_kd.yaml"),
             *("LOG.PREFIX", str(tmp_path), "SOLVER.EPOCHS", "1", "SOLVER.DEVICE", "cpu"),
-            *("DATASET.SUBSET", "128"),
+            *FEW_DIGITS,
             *("DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_CKPT", str(teacher)),
         ],
         cwd=ROOT,

@@ -18,13 +18,13 @@ from mdistiller.engine.lock import is_locked
 from mdistiller.experiments import Request, make_plan
 from mdistiller.models import build_model
 
+from .toys import FEW_DIGITS
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = (
     *("table1", "--dataset", "digits", "--pairs", "res20_res8", "--trials", 1, "--threads", 1),
     *("--methods", "KD"),
 )
-# Of 1,347 images, where no run has to last until it is stopped.
-FEW = ("DATASET.SUBSET", "128")
 
 
 def command(*arguments: object) -> list[str]:
@@ -78,7 +78,7 @@ def folders(prefix: Path, table: str = "table1") -> dict[str, Path]:
 
 
 def test_failed_runs_are_reported_kept_and_retried(tmp_path: Path, teacher: Path) -> None:
-    opts = ("DISTILLER.TEACHER_CKPT", str(teacher), *FEW)
+    opts = ("DISTILLER.TEACHER_CKPT", str(teacher), *FEW_DIGITS)
     arguments = (*TABLE, "--epochs", 1, "--workers", 2, "--prefix", tmp_path, *opts)
     wanted = Request(
         *("table1", "digits", ("res20_res8",), ("KD",)),
@@ -225,7 +225,7 @@ def test_runs_that_share_their_teacher_are_killed_fail_and_end_as_alone(
 
 
 def test_two_calls_at_once_train_every_run_once(tmp_path: Path, teacher: Path) -> None:
-    arguments = (*TABLE, "--epochs", 1, "--prefix", tmp_path, *FEW)
+    arguments = (*TABLE, "--epochs", 1, "--prefix", tmp_path, *FEW_DIGITS)
     arguments = (*arguments, "DISTILLER.TEACHER_CKPT", teacher)
     processes = [start(*arguments), start(*arguments)]
     for process in processes:
@@ -239,7 +239,7 @@ def test_two_calls_at_once_train_every_run_once(tmp_path: Path, teacher: Path) -
 
 def test_a_recorded_run_is_done_where_its_folder_is_gone(tmp_path: Path, teacher: Path) -> None:
     arguments = ("grid_d", *TABLE[1:-1], "vanilla", "--epochs", 1, "--prefix", tmp_path / "output")
-    arguments = (*arguments, "--record", tmp_path / "results", *FEW)
+    arguments = (*arguments, "--record", tmp_path / "results", *FEW_DIGITS)
     arguments = (*arguments, "DISTILLER.TEACHER_CKPT", teacher)
     done = run(*arguments)
     assert done.returncode == 0, done.stderr

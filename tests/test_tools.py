@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from .toys import FEW_DIGITS
+
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "configs/digits"
-# Of 1,347 images, where no run has to last until it is stopped.
-FEW = ("DATASET.SUBSET", "128")
 
 
 def command(tool: str, *arguments: str) -> list[str]:
@@ -50,7 +50,7 @@ def train(prefix: Path, cfg: str, *arguments: str) -> subprocess.CompletedProces
 def teacher(tmp_path_factory) -> Path:
     """A teacher trained for one epoch; its student_latest."""
     prefix = tmp_path_factory.mktemp("teacher")
-    done = train(prefix, "teacher", *FEW, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "teacher")
+    done = train(prefix, "teacher", *FEW_DIGITS, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "teacher")
     assert done.returncode == 0, done.stderr
     return prefix / "digits" / "teacher" / "student_latest"
 
@@ -65,7 +65,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 def test_training_twice_gives_the_same_bits_and_a_complete_folder(tmp_path, teacher):
-    opts = (*FEW, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "x")
+    opts = (*FEW_DIGITS, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "x")
     opts = (*opts, "DISTILLER.TEACHER_CKPT", str(teacher))
     for name, workers in (("a", "0"), ("b", "2")):
         done = train(tmp_path / name, "crossbatch_kd", *opts, "DATASET.NUM_WORKERS", workers)
@@ -89,7 +89,7 @@ def test_training_twice_gives_the_same_bits_and_a_complete_folder(tmp_path, teac
 def test_seeds_differ(tmp_path):
     found = []
     for seed in ("0", "1"):
-        opts = (*FEW, "SOLVER.EPOCHS", "1", "EXPERIMENT.SEED", seed)
+        opts = (*FEW_DIGITS, "SOLVER.EPOCHS", "1", "EXPERIMENT.SEED", seed)
         assert train(tmp_path, "vanilla", *opts).returncode == 0
     for folder in sorted((tmp_path / "digits").iterdir()):
         found.append(weights(folder))
@@ -165,7 +165,7 @@ def test_bad_input_is_one_line_and_a_status(case, tmp_path):
 
 def test_wandb_without_a_login_stays_offline(tmp_path):
     pytest.importorskip("wandb")
-    done = train(tmp_path, "vanilla", *FEW, "SOLVER.EPOCHS", "1", "LOG.WANDB", "True")
+    done = train(tmp_path, "vanilla", *FEW_DIGITS, "SOLVER.EPOCHS", "1", "LOG.WANDB", "True")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("digits/*/wandb/offline-run-*"))
 
@@ -213,7 +213,7 @@ def test_eval_refuses_the_wrong_network(teacher):
 def test_compare_trains_once_and_prints_the_table(tmp_path, teacher):
     arguments = [
         *("--cfg", f"{DIGITS}/kd.yaml", f"{DIGITS}/crossbatch_kd.yaml", "--seeds", "0", "1"),
-        *("--workers", "2", "--set", "LOG.PREFIX", tmp_path, *FEW, "SOLVER.EPOCHS", "1"),
+        *("--workers", "2", "--set", "LOG.PREFIX", tmp_path, *FEW_DIGITS, "SOLVER.EPOCHS", "1"),
         *("DISTILLER.TEACHER_CKPT", teacher),
     ]
     first = run("compare.py", *arguments)
