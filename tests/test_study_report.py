@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -271,6 +272,24 @@ def test_evidence_has_every_table_with_its_command_and_the_notes(copy, tmp_path)
         assert (page.parent / name).with_suffix(".svg").exists()
     with pytest.raises(DataError, match="no records in"):
         write_evidence(tmp_path, tmp_path / "docs")
+
+
+def test_evidence_shows_the_runs_of_all_settings_apart(copy, tmp_path):
+    path = record_file(copy, "grid_d", "digits")
+    for record in [r for r in read_records(path) if r["row"] in ("vanilla", "ours")]:
+        append(path, {**record, "overrides": ["SOLVER.EPOCHS", "9"], "hash": "other"})
+    usual = load_recorded(copy, "grid_d")
+    asked = usual.remarks[0].split()[-1].rstrip(")")
+    text = write_evidence(copy, tmp_path / "docs").read_text()
+    most, others = text.split("## Grid D")[1:]
+    assert f"{len(usual.runs)} runs: {len(usual.runs)} done." in most
+    assert others.splitlines()[0].endswith(f": digits, settings {asked}")
+    chosen = load_recorded(copy, "grid_d", settings=asked)
+    assert f"{len(chosen.runs)} runs: {len(chosen.runs)} done." in others
+    assert "SOLVER.EPOCHS 9" in others and f"--records {copy} --settings {asked}" in others
+    pictures = re.findall(r"\]\((evidence/.*?)\)", text)
+    assert len(pictures) == len(set(pictures))
+    assert any(f"grid_d-digits-{asked}-" in name for name in pictures)
 
 
 def test_the_tool_reads_records(copy, tmp_path, monkeypatch, capsys):

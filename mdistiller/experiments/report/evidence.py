@@ -16,7 +16,7 @@ from .facts import facts
 from .figures import Drawn, draw, save
 from .markdown import blocks_to_markdown
 from .plan import Plan
-from .recorded import load_recorded, recorded_tables
+from .recorded import load_recorded, recorded_settings, recorded_tables
 from .study import controls, tested
 from .tables import accuracy_table, cost_table, pooled_table, power_table
 from .write import write_files
@@ -63,22 +63,32 @@ def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> 
     parts = ["# Evidence", _OPENING.format(folder=folder), *_note(folder, "evidence")]
     pictures: dict[str, str | bytes] = {}
     for table, dataset in known:
-        plan = load_recorded(folder, table, dataset)
-        part = tested(plan)
-        left_out = {*_LEFT_OUT, *(["equal_time"] if len(part.rows) > _LINES else [])}
-        drawn = [d for d in draw(part, rule) if d.name not in left_out]
-        for one in drawn:
-            name = f"{table}-{dataset}-{one.name}"
-            pictures[f"{name}.png"], pictures[f"{name}.svg"] = save(one.figure)
-        parts += [
-            f"## {plan.title}: {dataset}",
-            _commands(plan, folder),
-            *_note(folder, f"{table}-{dataset}"),
-            blocks_to_markdown(list(_blocks(plan, drawn, rule))),
-        ]
+        first, *others = recorded_settings(folder, table, dataset)
+        for settings in (first, *others):
+            plan = load_recorded(folder, table, dataset, settings=settings)
+            part, drawn = _section(plan, folder, settings if settings in others else "", rule)
+            parts += part
+            pictures |= drawn
     write_files(out / "evidence", pictures)
     write_files(out, {PAGE: "\n\n".join(parts) + "\n"})
     return out / PAGE
+
+
+def _section(
+    plan: Plan, folder: Path, settings: str, rule: str
+) -> tuple[list[str], dict[str, str | bytes]]:
+    """Paragraphs and figure files of a table; ``settings`` unless they are those of most runs."""
+    name = "-".join(filter(None, (plan.table, plan.dataset, settings)))
+    part = tested(plan)
+    left_out = {*_LEFT_OUT, *(["equal_time"] if len(part.rows) > _LINES else [])}
+    drawn = [d for d in draw(part, rule) if d.name not in left_out]
+    pictures: dict[str, str | bytes] = {}
+    for one in drawn:
+        stem = f"{name}-{one.name}"
+        pictures[f"{stem}.png"], pictures[f"{stem}.svg"] = save(one.figure)
+    heading = f"## {plan.title}: {plan.dataset}" + (f", settings {settings}" if settings else "")
+    blocks = blocks_to_markdown(list(_blocks(plan, name, drawn, rule)))
+    return [heading, _commands(plan, folder, settings), *_note(folder, name), blocks], pictures
 
 
 def _note(folder: Path, name: str) -> list[str]:
@@ -89,7 +99,7 @@ def _note(folder: Path, name: str) -> list[str]:
         raise DataError(f"{path} cannot be read ({error})") from None
 
 
-def _commands(plan: Plan, folder: Path) -> str:
+def _commands(plan: Plan, folder: Path, chosen: str) -> str:
     """What trains these runs and what reports on them, as a block of shell."""
     trials = 1 + max(run.trial for run in plan.runs)
     words = ["python", "tools/reproduce.py", plan.table, "--dataset", plan.dataset]
@@ -102,12 +112,12 @@ def _commands(plan: Plan, folder: Path) -> str:
     options = [word for key in given if key.startswith("--") for word in (key, given[key])]
     settings = [word for key in given if not key.startswith("--") for word in (key, given[key])]
     report = ["python", "tools/report.py", plan.table, "--dataset", plan.dataset]
-    report += ["--records", str(folder)]
+    report += ["--records", str(folder), *(["--settings", chosen] if chosen else [])]
     lines = (shlex.join([*words, *options, *settings]), shlex.join(report))
     return "\n".join(("```sh", *lines, "```"))
 
 
-def _blocks(plan: Plan, drawn: list[Drawn], rule: str) -> Iterator[Block]:
+def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Block]:
     counts = ", ".join(f"{n} {state}" for state, n in plan.states.items() if n)
     yield Text(f"{len(plan.runs)} runs: {counts}.")
     if plan.remarks:
@@ -127,7 +137,7 @@ def _blocks(plan: Plan, drawn: list[Drawn], rule: str) -> Iterator[Block]:
             what = f"percentage points of test top-1 at equal training time, {rule} epoch by then"
             yield pooled_table(part, timed, f"Mean paired difference, {what}")
     for one in drawn:
-        yield Picture(f"evidence/{plan.table}-{plan.dataset}-{one.name}", one.caption)
+        yield Picture(f"evidence/{name}-{one.name}", one.caption)
 
 
 def _lower(blocks: Iterator[Block]) -> Iterator[Block]:

@@ -47,15 +47,9 @@ def load_recorded(
     path = _find(Path(folder), table, dataset)
     dataset = path.stem.removeprefix(f"{table}-")
     records = read_records(path)
-    by_settings: dict[str, Records] = defaultdict(list)
-    for record in records:
-        if record["row"] != TEACHER:
-            by_settings[settings_id(record)].append(record)
-    if not by_settings:
-        raise DataError(f"{path} has no runs yet; run tools/reproduce.py {table} first")
+    by_settings = _by_settings(path, records)
     if settings is None:
-        # The latest of equal ones.
-        settings = max(reversed(by_settings), key=lambda s: len(by_settings[s]))
+        settings = next(iter(by_settings))
     if settings not in by_settings:
         raise DataError(f"{path} has no runs of settings {settings}: {', '.join(by_settings)}")
     remarks = [_other(s, by_settings[s]) for s in by_settings if s != settings]
@@ -66,6 +60,29 @@ def recorded_tables(folder: str | Path) -> list[tuple[str, str]]:
     """(table, data set) of every file of records."""
     names = sorted(p.stem for p in Path(folder).glob("*-*.jsonl"))
     return [tuple(name.split("-", 1)) for name in names]
+
+
+def recorded_settings(folder: str | Path, table: str, dataset: str) -> tuple[str, ...]:
+    """The ids of the overrides in a file of records; :func:`load_recorded` takes the first.
+
+    Raises:
+        DataError: there are no such records, or they are damaged.
+    """
+    path = _find(Path(folder), table, dataset)
+    return tuple(_by_settings(path, read_records(path)))
+
+
+def _by_settings(path: Path, records: Records) -> dict[str, Records]:
+    """Runs by their overrides: most runs first, of equally many the latest."""
+    found: dict[str, Records] = defaultdict(list)
+    for record in records:
+        if record["row"] != TEACHER:
+            found[settings_id(record)].append(record)
+    if not found:
+        table = path.stem.split("-", 1)[0]
+        raise DataError(f"{path} has no runs yet; run tools/reproduce.py {table} first")
+    latest_first = list(found.items())[::-1]
+    return dict(sorted(latest_first, key=lambda item: -len(item[1])))
 
 
 def settings_id(record: dict[str, Any]) -> str:
