@@ -242,3 +242,7 @@ def test_facts_name_what_one_needs_to_repeat_it(root):
     assert "epochs: 3" in text
     assert "resnet101 75.61" in text
     assert "best epoch is chosen on the test images" in text
+    # Runs of another machine, where the same settings gave another teacher.
+    for name in NAMES:
+        change(root / f"{name}-pair0-t2" / "result.json", teacher_top1=74.02)
+    assert "resnet101 74.02 and 75.61" in " ".join(facts(load_plan(root)))

@@ -77,20 +77,20 @@ def _seeds(plan: Plan) -> str:
 
 
 def _teachers(plan: Plan) -> str:
-    """Each column's teacher, from its own run or else from what the students' runs measured."""
+    """Each column's teacher, from its own run or else from what the students' runs measured.
+
+    Runs of several machines may have had several teachers, trained by the same settings.
+    """
     parts = []
     for column in plan.columns:
+        cells = [plan.cell(row, column) for row in plan.rows]
+        done = [r.result for cell in cells if cell for r in cell.done]
+        measured = {numbers.fixed(r["teacher_top1"]) for r in done if "teacher_top1" in r}
         run = plan.teachers.get(column.key)
-        if run is not None and run.state == "done":
-            top1 = run.accuracy("last")
-        else:
-            cells = [plan.cell(row, column) for row in plan.rows]
-            done = [r for cell in cells if cell for r in cell.done]
-            top1 = next(
-                (r.result["teacher_top1"] for r in done if "teacher_top1" in r.result), None
-            )
-        if top1 is not None:
-            parts.append(f"{column.teacher} {numbers.fixed(top1)}")
+        if len(measured) < 2 and run is not None and run.state == "done":
+            measured = {numbers.fixed(run.accuracy("last"))}
+        if measured:
+            parts.append(f"{column.teacher} {' and '.join(sorted(measured))}")
     return ", ".join(dict.fromkeys(parts))
 
 
