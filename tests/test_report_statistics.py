@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mdistiller.experiments.report import numbers
-from mdistiller.experiments.report.statistics import mean_interval, sign_test, spread
+from mdistiller.experiments.report.statistics import holm, mean_interval, sign_test, spread
 
 POINTS = st.floats(-5, 5).map(lambda x: round(x, 2))
 
@@ -131,3 +131,20 @@ def test_differences_are_signed_unless_zero(value, text):
 )
 def test_durations_have_the_unit_that_suits(seconds, text):
     assert numbers.duration(seconds) == text
+
+
+def test_holm_by_hand():
+    # 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which may not fall below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    found = holm([math.nan, 0.02, 0.9])
+    assert math.isnan(found[0]) and found[1:] == pytest.approx([0.06, 1.0])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_the_p_value_and_bonferroni(values):
+    adjusted = holm(values)
+    for p, q in zip(values, adjusted, strict=True):
+        assert p <= q <= min(1.0, len(values) * p) + 1e-12
+    assert min(adjusted) == pytest.approx(min(1.0, len(values) * min(values)))
+    assert [p for _, p in sorted(zip(values, adjusted, strict=True))] == sorted(adjusted)

@@ -22,9 +22,9 @@ from mdistiller.experiments.report.markdown import to_markdown
 from mdistiller.experiments.report.numbers import fixed
 from mdistiller.experiments.report.power import expected_half_width, trials_needed
 from mdistiller.experiments.report.statistics import mean_interval
-from mdistiller.experiments.report.study import choices, controls
+from mdistiller.experiments.report.study import choices, controls, readings
 from mdistiller.experiments.report.study import tested as without_selection
-from mdistiller.experiments.study_layouts import FIXED, RULES_OUT
+from mdistiller.experiments.study_layouts import CANDIDATES, FIXED, RULES_OUT
 from tools.report import main
 
 from .study_runs import grid, train
@@ -142,6 +142,41 @@ def test_each_control_is_subtracted_and_says_what_it_rules_out(study):
         assert row[3] == f"[{fixed(low, sign=True)}, {fixed(high, sign=True)}]"
         assert row[5] == str(TRIALS)
     assert list(controls(load_plan(study.root.parents[1] / "grid_d" / "digits"), ["last"])) == []
+
+
+def _lift(path: Path, row: str, points: float) -> None:
+    """Make a row's accuracies those of align and ``points`` more, give or take a little."""
+    records = read_records(path)
+    align = {r["trial"]: r["result"]["last_top1"] for r in records if r["row"] == "align"}
+    lines = []
+    for record in records:
+        if record["row"] == row:
+            top1 = align[record["trial"]] + points + 1e-3 * record["trial"]
+            record["result"].update(last_top1=top1, best_top1=max(top1, 99.0))
+            record["epochs"][-1]["test_acc"] = top1
+        lines.append(json.dumps(record) + "\n")
+    path.write_text("".join(lines))
+
+
+def test_a_reading_takes_the_shipped_ones_place_by_the_rule_alone(copy):
+    path = record_file(copy, "grid_b", "digits")
+    _lift(path, "align", 0.0)
+    for key in CANDIDATES:
+        _lift(path, key, -0.5)
+    heading, _, table, verdict = readings(load_recorded(copy, "grid_b"), ["last"])
+    assert heading.text == "Readings"
+    assert [row[1] for row in table.rows] == ["−0.50"] * len(CANDIDATES)
+    assert verdict.points == ("by the rule, the shipped one stays",)
+    _lift(path, "ridge", 2.0)
+    _lift(path, "printed", 1.0)
+    *_, table, verdict = readings(load_recorded(copy, "grid_b"), ["last"])
+    assert verdict.points == ("by the rule, orthogonal, ridge 0.05 should take its place",)
+    # One trial has no scatter to judge it by, however large its difference.
+    records = [r for r in read_records(path) if (r["row"], r["trial"]) != ("ridge", 1)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    *_, verdict = readings(load_recorded(copy, "grid_b"), ["last"])
+    assert verdict.points == ("by the rule, printed should take its place",)
+    assert list(readings(load_recorded(copy, "grid_d"), ["last"])) == []
 
 
 def test_figures_of_grid_b(study):

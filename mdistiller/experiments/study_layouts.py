@@ -17,6 +17,12 @@ VANILLA = "vanilla"
 # Whose numbers the controls of grid b are made of.
 SOURCE = "align"
 
+# Rows of grid b that could be shipped in its place; the further rows vary one option of it.
+CANDIDATES = (
+    *("align_ema", "printed", "printed_ema", "orthogonal", "orthogonal_ema"),
+    *("ridge", "ridge_ema", "cone_ema"),
+)
+
 # Kinds of rows beside "vanilla" and the weightings.
 CONTROL, SELECTION = "control", "selection"
 

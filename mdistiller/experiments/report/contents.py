@@ -9,7 +9,7 @@ from .document import Block, Document, Heading, Listing, Picture, Text
 from .facts import facts, state_lines
 from .figures import Drawn
 from .plan import Plan
-from .study import controls, tested
+from .study import controls, readings, tested
 from .tables import (
     RULE_TEXT,
     accuracy_table,
@@ -63,6 +63,7 @@ def build(plan: Plan, rule: str, drawn: Sequence[Drawn]) -> Document:
         *_accuracy(plan, rules, pictures),
         *_which(whole),
         *_differences(plan, rules, pictures),
+        *readings(whole, rules),
         *controls(whole, rules),
         *_dynamics(pictures),
         *_equal_time(plan, rules, pictures),

@@ -17,7 +17,7 @@ from .figures import Drawn, draw, save
 from .markdown import blocks_to_markdown
 from .plan import Plan
 from .recorded import load_recorded, recorded_settings, recorded_tables
-from .study import controls, tested
+from .study import controls, readings, tested
 from .tables import accuracy_table, cost_table, pooled_table, power_table
 from .write import write_files
 
@@ -130,6 +130,7 @@ def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Bl
         what = f"percentage points of test top-1, {rule} epoch"
         yield pooled_table(part, found, f"Mean paired difference, {what}")
         yield power_table(part, found, what)
+    yield from _lower(readings(plan, [rule]))
     yield from _lower(controls(plan, [rule]))
     if measured := tuple(costs(part)):
         yield cost_table(part, measured)

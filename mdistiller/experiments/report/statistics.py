@@ -79,6 +79,21 @@ def mean_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
     return Interval(mean, mean - reach, mean + reach, df, p, n)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number by Holm's step-down rule; NaN counts as 1 and stays NaN.
+
+    With adjusted values below a level taken as findings, the chance of one false finding or more
+    is at most that level, whatever the tests have to do with one another.
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(np.where(np.isnan(values), 1.0, values))
+    steps = np.minimum(values[order] * np.arange(len(values), 0, -1), 1.0)
+    adjusted = np.full(len(values), math.nan)
+    adjusted[order] = np.fmax.accumulate(steps)
+    adjusted[np.isnan(values)] = math.nan
+    return adjusted.tolist()
+
+
 @dataclass(frozen=True)
 class Signs:
     """How many differences are above, below and equal to zero, and the exact sign test's p."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mdistiller.experiments.study_layouts import (
     BEST_FIXED,
+    CANDIDATES,
     CONTROL,
     RULES_OUT,
     SELECTION,
@@ -14,15 +15,21 @@ from mdistiller.experiments.study_layouts import (
 )
 
 from . import numbers
-from .comparison import at_equal_epochs, compare_rows
+from .comparison import Comparison, at_equal_epochs, compare_rows
 from .document import Block, Heading, Listing, Table, Text
 from .plan import Cell, Column, Plan, Row
-from .statistics import Spread, spread
+from .statistics import LEVEL, Spread, holm, spread
 
 _CONTROLS = (
     "Each control takes one thing away that the weighting has. The difference is {source} minus "
     "the control, paired by trial. What the second column names is ruled out as the explanation of "
     "a gain where the interval is above zero, and remains possible where it is not."
+)
+
+_READINGS = (
+    "The difference is the reading minus {source}, paired by trial. The rule, set before there "
+    "were results: the shipped reading gives way to the one with the highest mean difference "
+    "among those better at p < {level:.2g} after Holm's correction for their number."
 )
 
 
@@ -90,33 +97,83 @@ def controls(plan: Plan, rules: list[str]) -> Iterator[Block]:
     if SOURCE not in rows or not present:
         return
     source, rule = rows[SOURCE], rules[0]
-    turned = [replace(source, key=f"{SOURCE} / {row.key}", baseline=row.key) for row in present]
-    cells = [
-        replace(cell, row=row.key) for row in turned for cell in part.cells if cell.row == SOURCE
+    found = _differences(part, [(source, row) for row in present], rule)
+    lines = [
+        (row.label, RULES_OUT[row.key], *_difference(found.get((SOURCE, row.key))))
+        for row in present
     ]
-    asked = replace(part, rows=(*part.rows, *turned), cells=(*part.cells, *cells))
-    found = {
-        c.baseline.key: c for c in compare_rows(asked, at_equal_epochs(rule)) if c.row in turned
-    }
-    lines = []
-    for row in present:
-        entry = found.get(row.key)
-        numbers_of = ("", "", "", "")
-        if entry is not None:
-            numbers_of = (
-                numbers.fixed(entry.pooled.mean, sign=True),
-                numbers.bounds(entry.pooled),
-                numbers.probability(entry.pooled.p),
-                str(entry.pooled.n),
-            )
-        lines.append((row.label, RULES_OUT[row.key], *numbers_of))
     word = plan.column_word
-    head = ("control", "rules out", f"mean over {word}s", "95 % CI", "paired t test p", "n")
+    head = ("control", "rules out", *_difference_head(word))
     yield Heading("Controls")
     yield Text(_CONTROLS.format(source=source.label))
     caption = f"{source.label} minus control, percentage points of test top-1, {rule} epoch"
     yield Table(caption, head, tuple(lines), labels=2)
     yield from _selection(plan)
+
+
+def readings(plan: Plan, rules: list[str]) -> Iterator[Block]:
+    """The other readings against the shipped one, and whether it should give way to one of them.
+
+    Args:
+        rules: selection rules, of which the first is used.
+    """
+    rows = {row.key: row for row in plan.rows}
+    present = [rows[key] for key in CANDIDATES if key in rows]
+    if SOURCE not in rows or not present:
+        return
+    source, rule = rows[SOURCE], rules[0]
+    found = _differences(plan, [(row, source) for row in present], rule)
+    known = [row for row in present if (row.key, SOURCE) in found]
+    entries = [found[row.key, SOURCE] for row in known]
+    adjusted = holm([entry.pooled.p for entry in entries])
+    yield Heading("Readings")
+    yield Text(_READINGS.format(source=source.label, level=1 - LEVEL))
+    lines = tuple(
+        (row.label, *_difference(entry), numbers.probability(p))
+        for row, entry, p in zip(known, entries, adjusted, strict=True)
+    )
+    head = ("reading", *_difference_head(plan.column_word), "Holm's p")
+    caption = f"Reading minus {source.label}, percentage points of test top-1, {rule} epoch"
+    yield Table(caption, head, lines)
+    better = [
+        (entry.pooled.mean, row.label)
+        for row, entry, p in zip(known, entries, adjusted, strict=True)
+        if entry.pooled.mean > 0 and p < 1 - LEVEL
+    ]
+    verdict = f"{max(better)[1]} should take its place" if better else "the shipped one stays"
+    yield Listing((f"by the rule, {verdict}",))
+
+
+def _differences(
+    plan: Plan, wanted: list[tuple[Row, Row]], rule: str
+) -> dict[tuple[str, str], Comparison]:
+    """Comparisons of pairs of rows that need not be each other's baselines, by their keys."""
+    turned = {f"{row.key} / {other.key}": (row, other.key) for row, other in wanted}
+    rows = [replace(row, key=key, baseline=other) for key, (row, other) in turned.items()]
+    cells = [
+        replace(cell, row=key)
+        for key, (row, _) in turned.items()
+        for cell in plan.cells
+        if cell.row == row.key
+    ]
+    asked = replace(plan, rows=(*plan.rows, *rows), cells=(*plan.cells, *cells))
+    return {
+        (turned[c.row.key][0].key, turned[c.row.key][1]): c
+        for c in compare_rows(asked, at_equal_epochs(rule))
+        if c.row.key in turned
+    }
+
+
+def _difference_head(word: str) -> tuple[str, ...]:
+    return (f"mean over {word}s", "95 % CI", "paired t test p", "n")
+
+
+def _difference(found: Comparison | None) -> tuple[str, ...]:
+    if found is None:
+        return ("", "", "", "")
+    pooled = found.pooled
+    mean = numbers.fixed(pooled.mean, sign=True)
+    return mean, numbers.bounds(pooled), numbers.probability(pooled.p), str(pooled.n)
 
 
 def _selection(plan: Plan) -> Iterator[Block]:
