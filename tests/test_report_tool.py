@@ -186,9 +186,9 @@ def test_help_of_both_commands(capsys, arguments, text):
     assert text in capsys.readouterr().out
 
 
-def sensitivity_plan(folder: Path, weights=(3, 5, 7)):
+def sensitivity_plan(folder: Path, weights=(3, 5, 7), method="RKD"):
     rows = [
-        {**rows_of(["KD"])[0], "key": f"x{i}", "label": f"{i / 10}", "x": i / 10} for i in weights
+        {**rows_of([method])[0], "key": f"x{i}", "label": f"{i / 10}", "x": i / 10} for i in weights
     ]
     write_plan(folder, rows, [column(0)], 2, kind="sensitivity", printed=False)
     for i in weights:
@@ -213,6 +213,15 @@ def test_sensitivity_is_the_paired_difference_to_equal_weights(tmp_path):
     (upper,) = absolute.child_axes
     names = [tick.get_text() for tick in upper.get_xticklabels()]
     assert names == ["0.6 : 1.4", "1.0 : 1.0", "1.4 : 0.6"]
+
+
+def test_the_weights_of_kd_are_not_shown_as_factors(tmp_path):
+    figure = sensitivity_absolute(sensitivity_plan(tmp_path, method="KD"), "last")
+    assert figure.axes[0].child_axes == []
+
+
+def test_one_weight_is_no_sensitivity(tmp_path):
+    assert sensitivity_absolute(sensitivity_plan(tmp_path, weights=(3,)), "last") is None
 
 
 def test_sensitivity_without_equal_weights_has_no_differences(tmp_path):

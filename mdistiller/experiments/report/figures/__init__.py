@@ -33,7 +33,7 @@ _FIGURES = (
      "as the difference to equal weights (Figure 2a); {rule} epoch, paired by trial; bars: ± "
      "sample deviation of the differences."),
     ("sensitivity_absolute", sensitivity_absolute, "Accuracy against the cross-entropy weight "
-     "(Figure 2b), {rule} epoch; mean ± sample deviation. The upper axis gives "
+     "(Figure 2b), {rule} epoch; mean ± sample deviation. An axis above (not for KD) gives "
      "the factors on the method's own weights, 1 : 1 being those weights."),
     ("differences", differences, "Paired differences to the baseline with 95 % confidence "
      "intervals over trials, {rule} epoch; filled: interval excludes zero."),

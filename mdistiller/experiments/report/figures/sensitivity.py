@@ -34,7 +34,10 @@ def sensitivity_relative(plan: Plan, rule: str) -> Figure | None:
 
 
 def sensitivity_absolute(plan: Plan, rule: str) -> Figure | None:
-    """Accuracies, with the factors on the method's own weights on an axis above."""
+    """Accuracies, with the factors on the method's own weights on an axis above.
+
+    KD has no such axis: its weights are the importances themselves.
+    """
     lines = [
         (column.label, {x: list(v.values()) for x, v in accuracies(plan, column, rule).items()})
         for column in _lines(plan)
@@ -42,6 +45,8 @@ def sensitivity_absolute(plan: Plan, rule: str) -> Figure | None:
     axes = _draw(lines, "test top-1 in %")
     if axes is None:
         return None
+    if any(row.method == "KD" for row in plan.rows if row.x is not None):
+        return axes.figure
     with styled():
         upper = axes.secondary_xaxis("top")
         upper.spines["top"].set_visible(True)
@@ -66,8 +71,8 @@ def _lines(plan: Plan) -> tuple[Column, ...]:
 
 
 def _draw(lines: list[tuple[str, dict[float, list[float]]]], label: str) -> Axes | None:
-    """Mean and sample deviation at each weight; None if there is nothing."""
-    if not any(points for _, points in lines):
+    """Mean and sample deviation at each weight; None if no line has two of them."""
+    if not any(len(points) > 1 for _, points in lines):
         return None
     with styled():
         axes = Figure(figsize=_SIZE, layout="constrained").subplots()
