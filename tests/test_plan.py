@@ -15,6 +15,7 @@ from mdistiller.experiments.estimate import disk_of, network_size, work_of
 from mdistiller.experiments.job import Job, identity, identity_hash
 from mdistiller.experiments.plan import scaled_epochs
 from mdistiller.experiments.plan_file import load_plan, save_plan
+from tools import reproduce
 
 KD = "configs/digits/kd.yaml"
 
@@ -290,3 +291,20 @@ def test_disk_is_what_checkpoints_hold() -> None:
     teacher = network_size("digits", "resnet20").state_bytes
     assert disk_of(load_cfg(KD)) == 2 * (3 * student + teacher)
     assert disk_of(load_cfg(KD, ("LOG.SAVE_CHECKPOINT_FREQ", "5"))) == 4 * (3 * student + teacher)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--methods KD alpha0.25 SOLVER.LR 0.1 LOG.WANDB True",
+        "SOLVER.LR 0.1 LOG.WANDB True --methods KD alpha0.25",
+        "--methods KD alpha0.25 SOLVER.LR 0.1 --pairs res20_res8 LOG.WANDB True",
+    ],
+)
+def test_overrides_may_stand_behind_a_list(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "grid_b", *words.split()])
+    args = reproduce.parse_arguments()
+    assert args.methods == ["KD", "alpha0.25"]
+    assert args.pairs in ([], ["res20_res8"])
+    found = dict(zip(args.opts[0::2], args.opts[1::2], strict=True))
+    assert found == {"SOLVER.LR": "0.1", "LOG.WANDB": "True"}

@@ -73,7 +73,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     _add_machine(parser.add_argument_group("where it runs"))
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for all students")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    for name in ("pairs", "methods"):
+        _give_back(args, name)
+    return args
+
+
+def _give_back(args: argparse.Namespace, name: str) -> None:
+    """Move overrides that follow a list on the command line, and so ended in it, to ``opts``."""
+    words = getattr(args, name)
+    keys = (i for i, word in enumerate(words) if "." in word and word.split(".")[0].isupper())
+    end = next(keys, len(words))
+    setattr(args, name, words[:end])
+    args.opts = [*words[end:], *args.opts]
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
