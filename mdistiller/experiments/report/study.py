@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mdistiller.experiments.study_layouts import (
@@ -92,11 +92,10 @@ def controls(plan: Plan, rules: list[str]) -> Iterator[Block]:
         rules: selection rules, of which the first is used.
     """
     part = tested(plan)
-    rows = {row.key: row for row in part.rows}
-    present = [rows[key] for key in RULES_OUT if key in rows]
-    if SOURCE not in rows or not present:
+    source, present = _source_and(part, RULES_OUT)
+    if source is None or not present:
         return
-    source, rule = rows[SOURCE], rules[0]
+    rule = rules[0]
     found = _differences(part, [(source, row) for row in present], rule)
     lines = [
         (row.label, RULES_OUT[row.key], *_difference(found.get((SOURCE, row.key))))
@@ -117,31 +116,34 @@ def readings(plan: Plan, rules: list[str]) -> Iterator[Block]:
     Args:
         rules: selection rules, of which the first is used.
     """
-    rows = {row.key: row for row in plan.rows}
-    present = [rows[key] for key in CANDIDATES if key in rows]
-    if SOURCE not in rows or not present:
+    source, present = _source_and(plan, CANDIDATES)
+    if source is None or not present:
         return
-    source, rule = rows[SOURCE], rules[0]
+    rule = rules[0]
     found = _differences(plan, [(row, source) for row in present], rule)
-    known = [row for row in present if (row.key, SOURCE) in found]
-    entries = [found[row.key, SOURCE] for row in known]
-    adjusted = holm([entry.pooled.p for entry in entries])
+    adjusted = holm([entry.pooled.p for entry in found.values()])
+    judged = list(zip(found.values(), adjusted, strict=True))
     yield Heading("Readings")
     yield Text(_READINGS.format(source=source.label, level=1 - LEVEL))
     lines = tuple(
-        (row.label, *_difference(entry), numbers.probability(p))
-        for row, entry, p in zip(known, entries, adjusted, strict=True)
+        (entry.row.label, *_difference(entry), numbers.probability(p)) for entry, p in judged
     )
     head = ("reading", *_difference_head(plan.column_word), "Holm's p")
     caption = f"Reading minus {source.label}, percentage points of test top-1, {rule} epoch"
     yield Table(caption, head, lines)
     better = [
-        (entry.pooled.mean, row.label)
-        for row, entry, p in zip(known, entries, adjusted, strict=True)
+        (entry.pooled.mean, entry.row.label)
+        for entry, p in judged
         if entry.pooled.mean > 0 and p < 1 - LEVEL
     ]
     verdict = f"{max(better)[1]} should take its place" if better else "the shipped one stays"
     yield Listing((f"by the rule, {verdict}",))
+
+
+def _source_and(plan: Plan, keys: Iterable[str]) -> tuple[Row | None, list[Row]]:
+    """The shipped weighting's row, and those of the rows ``keys`` that the plan has, in order."""
+    rows = {row.key: row for row in plan.rows}
+    return rows.get(SOURCE), [rows[key] for key in keys if key in rows]
 
 
 def _differences(
