@@ -8,6 +8,10 @@ LOWEST ?= .venv-lowest
 
 .PHONY: demo test test-lowest coverage audit lint format clean
 
+# Where this is set, as in many container images, each of the some hundred processes of the tests
+# would compile torch's modules anew: 2 s of CPU time a process.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Rebuilt when a dependency changes. Without --no-compile a third of the time goes into bytecode of
 # 17,000 files, most of which are never imported; Python makes that of the others when it needs it.
 $(VENV)/.installed: requirements.txt setup.py
