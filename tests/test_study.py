@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,18 @@ def test_derived_settings_by_hand(tmp_path):
     }
     with pytest.raises(DataError, match="align-t0 has no crossbatch.norm_update"):
         derive("scaled_lr", source(tmp_path, norm_update=None), control())
+
+
+def test_longer_training_has_twice_the_epochs_and_the_same_schedule(tmp_path):
+    request = grid(tmp_path, "grid_d", methods=("vanilla", "longer"))
+    train(replace(request, epochs=None, opts=("SOLVER.LR_DECAY_STAGES", "[5]", "SOLVER.EPOCHS", 6)))
+    found = settings(tmp_path, "grid_d")
+    vanilla, longer = found["vanilla"], found["longer"]
+    assert longer["SOLVER.EPOCHS"] == 12 and longer["SOLVER.LR_DECAY_STAGES"] == [10]
+    differing = {key for key in vanilla if vanilla[key] != longer[key]}
+    assert differing == {"SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES"}
+    overrides = [r["overrides"] for r in records(tmp_path, "grid_d") if r["row"] != "teacher"]
+    assert overrides[0] == overrides[1]
 
 
 def test_a_control_starts_as_soon_as_its_source_is_done(tmp_path):

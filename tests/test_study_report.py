@@ -15,14 +15,16 @@ from mdistiller.errors import DataError
 from mdistiller.experiments import schedule
 from mdistiller.experiments.record import append, read_records, record_file
 from mdistiller.experiments.report import load_plan, load_recorded, write_evidence, write_report
-from mdistiller.experiments.report.comparison import at_equal_epochs, compare_rows
+from mdistiller.experiments.report.comparison import at_equal_epochs, compare_rows, costs
 from mdistiller.experiments.report.contents import build
+from mdistiller.experiments.report.dynamics import dynamics_tables
+from mdistiller.experiments.report.facts import facts
 from mdistiller.experiments.report.figures import draw
 from mdistiller.experiments.report.markdown import to_markdown
 from mdistiller.experiments.report.numbers import fixed
 from mdistiller.experiments.report.power import expected_half_width, trials_needed
 from mdistiller.experiments.report.statistics import mean_interval
-from mdistiller.experiments.report.study import choices, controls, readings
+from mdistiller.experiments.report.study import choices, controls, longer, readings
 from mdistiller.experiments.report.study import tested as without_selection
 from mdistiller.experiments.study_layouts import CANDIDATES, FIXED, RULES_OUT
 from tools.report import main
@@ -144,6 +146,23 @@ def test_each_control_is_subtracted_and_says_what_it_rules_out(study):
     assert list(controls(load_plan(study.root.parents[1] / "grid_d" / "digits"), ["last"])) == []
 
 
+def test_weightings_are_compared_with_longer_training(study, copy):
+    plan = load_recorded(copy, "grid_d")
+    heading, text, table = longer(plan, ["last", "best"])
+    assert heading.text == "Beside KD, 2 times the epochs" and "2 times the epochs" in text.text
+    top1 = {cell.row: cell.done[0].accuracy("last") for cell in plan.cells}
+    rows = {row.label: row.key for row in plan.rows}
+    keys = [rows[line[0]] for line in table.rows]
+    assert keys == ["ours", "previous", "period5", "period10", "auxiliary16", "auxiliary32"]
+    factors = {cost.row.key: f"{cost.factor:.2f}" for cost in costs(plan)}
+    for key, line in zip(keys, table.rows, strict=True):
+        assert line[1:3] == (factors[key], fixed(top1[key] - top1["longer"], sign=True))
+    # Its epochs are another number by intention, and no measure of what an epoch costs.
+    assert "longer" not in factors
+    assert not any(line.startswith("warning") for line in facts(plan))
+    assert list(longer(load_plan(study.root), ["last"])) == []
+
+
 def _lift(path: Path, row: str, points: float) -> None:
     """Make a row's accuracies those of align and ``points`` more, give or take a little."""
     records = read_records(path)
@@ -185,6 +204,21 @@ def test_figures_of_grid_b(study):
     assert {"weights", "cosines", "sensitivity_absolute", "sensitivity_relative"} <= drawn.keys()
     line = drawn["sensitivity_absolute"].axes[0].containers[0][0]
     assert np.allclose(line.get_xdata(), FIXED)
+
+
+def test_dynamics_are_tabled_as_they_were_logged(study):
+    plan = load_plan(study.root)
+    (table,) = dynamics_tables(plan)
+    rows = {row.label: row for row in plan.rows}
+    assert "KD" not in {line[0] for line in table.rows}  # fixed weights log nothing
+    keys = {"weight of ce": "ce", "cos(ce, ref)": "c_ce", "share of conflicts": "conflict"}
+    for line in table.rows:
+        runs = plan.done(rows[line[0]], plan.columns[0])
+        assert len(runs) == TRIALS
+        for head, key in keys.items():
+            means = np.mean([[e["crossbatch"][key] for e in run.history] for run in runs], axis=0)
+            low, high, last = map(fixed, (means.min(), means.max(), means[-1]))
+            assert line[table.head.index(head)] == f"{low} to {high}\nlast {last}"
 
 
 # ---- from records ----------------------------------------------------------------------------
@@ -331,7 +365,7 @@ def test_the_tool_reads_records(copy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # Of a grid the records are the default.
     main(["grid_d"])
-    assert "7 done" in capsys.readouterr().out
+    assert "8 done" in capsys.readouterr().out
     assert (tmp_path / "output" / "grid_d" / "digits" / "report" / "report.html").exists()
     main(["grid_d", "--records", str(copy), "--out", "pages"])
     assert (tmp_path / "pages" / "report.md").exists()

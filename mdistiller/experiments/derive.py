@@ -9,6 +9,9 @@ from typing import Any
 
 from mdistiller.errors import DataError
 
+from .plan import scaled_epochs
+from .study_layouts import LONGER, TIMES_LONGER
+
 # What a cross-batch trainer logs its means under.
 _NODE = "crossbatch"
 
@@ -78,10 +81,16 @@ def _shuffled(source: Source, cfg: Any) -> tuple[str, ...]:
     )
 
 
+def _longer(source: Source, cfg: Any) -> tuple[str, ...]:
+    """A multiple of the run's epochs, its decay stages in proportion."""
+    return scaled_epochs(source.cfg, TIMES_LONGER * source.cfg.SOLVER.EPOCHS)
+
+
 WAYS: dict[str, Callable[[Source, Any], tuple[str, ...]]] = {
     "scaled_lr": _scaled_lr,
     "mean_weights": _mean_weights,
     "shuffled": _shuffled,
+    LONGER: _longer,
 }
 
 

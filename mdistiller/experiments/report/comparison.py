@@ -84,6 +84,11 @@ def same_machine(run: Run, other: Run) -> bool:
     return run.machine == other.machine
 
 
+def _same_effort(run: Run, other: Run) -> bool:
+    """Whether two runs have the same schedule and times that may be compared."""
+    return same_machine(run, other) and len(run.history) == len(other.history)
+
+
 def accuracy_within(run: Run, seconds: float, rule: str) -> tuple[float, int]:
     """Test top-1 in percent, and the epochs completed, when ``seconds`` of training are over.
 
@@ -106,11 +111,11 @@ def budget(run: Run, other: Run) -> float:
 def at_equal_time(rule: str) -> Measure:
     """Difference of what two runs had reached when the faster of them ended.
 
-    NaN where the runs were on different machines.
+    NaN where the runs were on different machines or differ in their epochs.
     """
 
     def measure(run: Run, other: Run) -> float:
-        if not same_machine(run, other):
+        if not _same_effort(run, other):
             return np.nan
         seconds = budget(run, other)
         return accuracy_within(run, seconds, rule)[0] - accuracy_within(other, seconds, rule)[0]
@@ -127,7 +132,7 @@ class Cost:
         seconds: medians of the seconds per epoch, of the row and of the baseline.
         reached: mean share of its epochs that the slower run had completed when the faster
             one ended.
-        n: pairs of runs on equal machines.
+        n: pairs of runs on equal machines with equally many epochs.
     """
 
     row: Row
@@ -139,10 +144,10 @@ class Cost:
 
 
 def costs(plan: Plan) -> Iterator[Cost]:
-    """For every row with a baseline and every column with runs of both on equal machines."""
+    """For every row with a baseline and every column with runs of both that can be compared."""
     for row in plan.rows:
         for column in plan.columns:
-            matched = [pair for pair in pairs(plan, row, column) if same_machine(*pair)]
+            matched = [pair for pair in pairs(plan, row, column) if _same_effort(*pair)]
             if not matched:
                 continue
             mine, theirs = (

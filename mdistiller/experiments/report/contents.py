@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from .comparison import RULES, Comparison, at_equal_epochs, at_equal_time, compare_rows, costs
 from .document import Block, Document, Heading, Listing, Picture, Text
+from .dynamics import dynamics_tables
 from .facts import facts, state_lines
 from .figures import Drawn
 from .plan import Plan
-from .study import controls, readings, tested
+from .study import controls, longer, readings, tested
 from .tables import (
     RULE_TEXT,
     accuracy_table,
@@ -37,8 +38,8 @@ _TIME = (
     "had completed none is left out. Caveat: a run cut short "
     "has not finished its learning-rate schedule, which usually brings the last points, so that "
     "this comparison is hard on the slower method. The fair alternative is to train it anew with "
-    "fewer epochs (SOLVER.EPOCHS divided by the cost factor, SOLVER.LR_DECAY_STAGES alike); this "
-    "report cannot derive that from the runs it has. Times were taken while whatever else ran on "
+    "fewer epochs (SOLVER.EPOCHS divided by the cost factor, SOLVER.LR_DECAY_STAGES alike), "
+    "or its baseline with more, as grid_d does. Times were taken while whatever else ran on "
     "the machine; runs on different devices, with different numbers of threads, or that shared "
     "their teacher with different numbers of others are left out."
 )
@@ -65,8 +66,9 @@ def build(plan: Plan, rule: str, drawn: Sequence[Drawn]) -> Document:
         *_differences(plan, rules, pictures),
         *readings(whole, rules),
         *controls(whole, rules),
-        *_dynamics(pictures),
+        *_dynamics(plan, pictures),
         *_equal_time(plan, rules, pictures),
+        *longer(plan, rules),
     ]
     return Document(f"{plan.title} ({plan.table} on {plan.dataset})", tuple(blocks))
 
@@ -131,8 +133,9 @@ def _pooled_and_single(
     yield difference_table(plan, comparisons, caption)
 
 
-def _dynamics(pictures: dict[str, Picture]) -> Iterator[Block]:
-    found = [pictures[name] for name in ("weights", "cosines") if name in pictures]
+def _dynamics(plan: Plan, pictures: dict[str, Picture]) -> Iterator[Block]:
+    found = [*dynamics_tables(plan)]
+    found += [pictures[name] for name in ("weights", "cosines") if name in pictures]
     if found:
         yield Heading("Weights and gradients over training")
         yield from found

@@ -12,12 +12,13 @@ from mdistiller.experiments.tables import TABLES, build_table
 
 from .comparison import at_equal_epochs, at_equal_time, compare_rows, costs
 from .document import Block, Heading, Listing, Picture, Text
+from .dynamics import dynamics_tables
 from .facts import facts
 from .figures import Drawn, draw, save
 from .markdown import blocks_to_markdown
 from .plan import Plan
 from .recorded import load_recorded, recorded_settings, recorded_tables
-from .study import controls, readings, tested
+from .study import controls, longer, readings, tested
 from .tables import accuracy_table, cost_table, pooled_table, power_table
 from .write import write_files
 
@@ -132,11 +133,13 @@ def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Bl
         yield power_table(part, found, what)
     yield from _lower(readings(plan, [rule]))
     yield from _lower(controls(plan, [rule]))
+    yield from dynamics_tables(part)
     if measured := tuple(costs(part)):
         yield cost_table(part, measured)
         if timed := compare_rows(part, at_equal_time(rule)):
             what = f"percentage points of test top-1 at equal training time, {rule} epoch by then"
             yield pooled_table(part, timed, f"Mean paired difference, {what}")
+    yield from _lower(longer(part, [rule]))
     for one in drawn:
         yield Picture(f"evidence/{name}-{one.name}", one.caption)
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from mdistiller.experiments.study_layouts import LONGER
+
 from . import numbers
 from .plan import PRINTED_DATASET, Plan
 from .runs import Run
@@ -31,7 +33,9 @@ def facts(plan: Plan) -> tuple[str, ...]:
         lines.insert(3, fleets)
     if teachers := _teachers(plan):
         lines.insert(1, f"teachers, test top-1 in %: {teachers}")
-    if len({r["epochs"] for r in results}) > 1:
+    longer = {row.key for row in plan.rows if row.variant == LONGER}
+    usual = [run for cell in plan.cells if cell.row not in longer for run in cell.done]
+    if len({run.result["epochs"] for run in usual}) > 1:
         lines.append("warning: the runs differ in their epochs; such cells cannot be compared")
     return tuple(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def _get(entry: Any, keys: tuple[str, ...]) -> float:
     for key in keys:
         entry = entry.get(key) if isinstance(entry, dict) else None
     return math.nan if entry is None else entry
+
+
+def common(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Curves of several trials as [trials, epochs], cut to the shortest."""
+    length = min(map(len, curves))
+    return np.stack([curve[:length] for curve in curves])
 
 
 def read_run(root: Path, folder: str, trial: int = 0, seed: int | None = None) -> Run:

@@ -9,13 +9,15 @@ from mdistiller.experiments.study_layouts import (
     BEST_FIXED,
     CANDIDATES,
     CONTROL,
+    LONGER,
     RULES_OUT,
     SELECTION,
     SOURCE,
+    TIMES_LONGER,
 )
 
 from . import numbers
-from .comparison import Comparison, at_equal_epochs, compare_rows
+from .comparison import Comparison, at_equal_epochs, compare_rows, costs
 from .document import Block, Heading, Listing, Table, Text
 from .plan import Cell, Column, Plan, Row
 from .statistics import LEVEL, Spread, holm, spread
@@ -30,6 +32,13 @@ _READINGS = (
     "The difference is the reading minus {source}, paired by trial. The rule, set before there "
     "were results: the shipped reading gives way to the one with the highest mean difference "
     "among those better at p < {level:.2g} after Holm's correction for their number."
+)
+
+_LONGER = (
+    "Here plain KD has {times} times the epochs, its decays in proportion, and no schedule is cut "
+    "short. It costs {times} times KD's time, a weighting its cost factor. The difference is the "
+    "row minus this longer KD, paired by trial: what a weighting gains over it, it gains at about "
+    "equal time, or at less than equal time where its factor is below {times}."
 )
 
 
@@ -138,6 +147,34 @@ def readings(plan: Plan, rules: list[str]) -> Iterator[Block]:
     ]
     verdict = f"{max(better)[1]} should take its place" if better else "the shipped one stays"
     yield Listing((f"by the rule, {verdict}",))
+
+
+def longer(plan: Plan, rules: list[str]) -> Iterator[Block]:
+    """Weightings against KD that is trained for about as long as they are.
+
+    Args:
+        rules: selection rules, of which the first is used.
+    """
+    other = next((row for row in plan.rows if row.variant == LONGER), None)
+    if other is None:
+        return
+    rule = rules[0]
+    rows = [row for row in plan.rows if row.baseline == other.baseline and row != other]
+    found = _differences(plan, [(row, other) for row in rows], rule)
+    if not found:
+        return
+    factors: dict[str, list[str]] = {}
+    for cost in costs(plan):
+        factors.setdefault(cost.row.key, []).append(f"{cost.factor:.2f}")
+    yield Heading(f"Beside {other.label}")
+    yield Text(_LONGER.format(times=TIMES_LONGER))
+    head = ("method", "cost factor", *_difference_head(plan.column_word))
+    lines = tuple(
+        (entry.row.label, ", ".join(factors.get(key, [])) or numbers.NONE, *_difference(entry))
+        for (key, _), entry in found.items()
+    )
+    caption = f"Row minus {other.label}, percentage points of test top-1, {rule} epoch"
+    yield Table(caption, head, lines)
 
 
 def _source_and(plan: Plan, keys: Iterable[str]) -> tuple[Row | None, list[Row]]:

@@ -31,17 +31,17 @@ def accuracy_table(plan: Plan, rule: str) -> Table:
         f"Test top-1 in %, {RULE_TEXT[rule]}: mean ± sample deviation (number of trials n)"
         + ("; paper: printed there, rule not stated; difference: measured − paper" * printed)
     )
-    word = f"mean over {plan.column_word}s"
-    head = ("method", *([""] * printed), *(c.label for c in plan.columns), word)
+    words = [f"mean over {plan.column_word}s"] * _averaged(plan)
+    head = ("method", *([""] * printed), *(c.label for c in plan.columns), *words)
     return Table(caption, head, tuple(rows), labels=1 + printed, kinds=tuple(kinds))
 
 
 def _lines(plan: Plan, row: Row, rule: str, printed: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The lines of one row; the last entry of each is the mean over the columns."""
+    """The lines of one row; of several columns the last entry is the mean over them."""
     spreads = [spread([r.accuracy(rule) for r in plan.done(row, c)]) for c in plan.columns]
     means = [s.mean if s else None for s in spreads]
     average = _average(means)
-    yield "measured", (*map(numbers.accuracy, spreads), _blank(average))
+    yield "measured", (*map(numbers.accuracy, spreads), *[_blank(average)] * _averaged(plan))
     if not printed:
         return
     cells = [plan.cell(row, column) for column in plan.columns]
@@ -49,7 +49,13 @@ def _lines(plan: Plan, row: Row, rule: str, printed: bool) -> Iterator[tuple[str
     gaps = [None if m is None or p is None else m - p for m, p in zip(means, paper, strict=True)]
     for kind, values in (("paper", paper), ("difference", gaps)):
         sign = kind == "difference"
-        yield kind, (*(_blank(v, sign) for v in values), _blank(_average(values), sign))
+        average = [_blank(_average(values), sign)] * _averaged(plan)
+        yield kind, (*(_blank(v, sign) for v in values), *average)
+
+
+def _averaged(plan: Plan) -> bool:
+    """Of one column the mean over columns would say the same twice."""
+    return len(plan.columns) > 1
 
 
 def _average(values: Sequence[float | None]) -> float | None:

@@ -50,7 +50,7 @@ def _draw_cell(axes: Axes, x: int, values: np.ndarray, label: str) -> None:
 
 
 def differences(plan: Plan, rule: str) -> Figure | None:
-    """A panel per row with a baseline: each column's difference, and their mean below.
+    """A panel per row with a baseline: each column's difference, and the mean of several below.
 
     Of many rows a panel per column, and a line in it per row.
     """
@@ -62,20 +62,23 @@ def differences(plan: Plan, rule: str) -> Figure | None:
     with styled():
         across = min(len(found), 5)
         down = -(-len(found) // across)
-        height = 0.26 * (len(plan.columns) + 1) + 1.1
+        # Of one column the mean over columns is that column's.
+        lines = len(plan.columns) + (len(plan.columns) > 1)
+        height = 0.26 * lines + 1.1
         figure = Figure(figsize=(max(2.3 * across + 1.6, 6), height * down), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         styles = row_styles(plan)
-        names = [c.label for c in plan.columns] + [f"mean over {plan.column_word}s"]
+        names = [*(c.label for c in plan.columns), f"mean over {plan.column_word}s"][:lines]
         for axes, comparison in zip(grid.flat, found, strict=False):
             intervals = [comparison.intervals.get(c.key) for c in plan.columns]
             colour = styles[comparison.row.key]["color"]
-            for y, interval in enumerate([*intervals, comparison.pooled]):
+            for y, interval in enumerate([*intervals, comparison.pooled][:lines]):
                 if interval is not None:
                     marker = "D" if y == len(intervals) else "o"
                     _draw_interval(axes, y, interval, colour, marker)
             axes.axvline(0, color=_GREY, linewidth=0.9)
-            axes.axhline(len(intervals) - 0.5, color="#b6bac0", linewidth=0.8)
+            if lines > len(intervals):
+                axes.axhline(len(intervals) - 0.5, color="#b6bac0", linewidth=0.8)
             title = f"{comparison.row.label}\nminus {comparison.baseline.label}"
             axes.set_title(title)
             axes.set_yticks(range(len(names)), names)

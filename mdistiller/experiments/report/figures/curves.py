@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..plan import Column, Plan
-from ..runs import Run
-from .style import common, draw_band, epoch_axis, legend, panels, row_styles, styled
+from ..runs import Run, common
+from .style import draw_band, epoch_axis, legend, panels, row_styles, styled
 
 # Shorter trainings have no end that could be told from their start.
 ENLARGED_FROM = 12

@@ -8,21 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..plan import Column, Plan, Row
-from .style import common, draw_band, epoch_axis, integer_ticks, legend, panels, row_styles, styled
+from ..dynamics import COSINES, WEIGHTS, logged
+from ..plan import Plan
+from .style import draw_band, epoch_axis, integer_ticks, legend, panels, row_styles, styled
 
 # Where the largest weight is more than this many times the smallest, a linear axis hides one.
 _WIDE = 20
 # Bands of more lines than that hide the lines.
 _BANDS = 8
-
-WEIGHTS = (("ce", "weight of ce"), ("kd", "weight of kd"))
-COSINES = (
-    ("c_ce", "cos(ce, ref)"),
-    ("c_kd", "cos(kd, ref)"),
-    ("c_12", "cos(ce, kd)"),
-    ("conflict", "share of conflicts"),
-)
 
 
 def weights(plan: Plan, rule: str) -> Figure | None:
@@ -46,7 +39,7 @@ def _draw(plan: Plan, quantities: Sequence[tuple[str, str]]) -> Figure | None:
         for row in plan.rows
         for column in plan.columns
         for key, _ in quantities
-        if (values := _logged(plan, row, column, key)) is not None
+        if (values := logged(plan, row, column, key)) is not None
     }
     columns = [c for c in plan.columns if any(key[1] == c.key for key in found)]
     quantities = [q for q in quantities if any(key[2] == q[0] for key in found)]
@@ -72,13 +65,6 @@ def _draw(plan: Plan, quantities: Sequence[tuple[str, str]]) -> Figure | None:
             epoch_axis(own[-1])
         legend(figure, [axes for own in grid for axes in own])
     return figure
-
-
-def _logged(plan: Plan, row: Row, column: Column, key: str) -> np.ndarray | None:
-    """[trials, epochs] of a logged quantity; None where no complete run has it."""
-    curves = [run.curve(run.dynamics, key) for run in plan.done(row, column) if run.dynamics]
-    curves = [curve for curve in curves if not np.isnan(curve).all()]
-    return common(curves) if curves else None
 
 
 def _scale(axes: Axes) -> None:

@@ -150,12 +150,6 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     )
 
 
-def common(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """Curves of several trials as [trials, epochs], cut to the shortest."""
-    length = min(map(len, curves))
-    return np.stack([curve[:length] for curve in curves])
-
-
 def draw_band(
     axes: Axes, x: np.ndarray, values: np.ndarray, style: dict[str, Any], label: str
 ) -> None:
