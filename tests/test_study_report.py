@@ -26,12 +26,13 @@ from mdistiller.experiments.report.power import expected_half_width, trials_need
 from mdistiller.experiments.report.statistics import mean_interval
 from mdistiller.experiments.report.study import choices, controls, longer, readings
 from mdistiller.experiments.report.study import tested as without_selection
-from mdistiller.experiments.study_layouts import CANDIDATES, FIXED, RULES_OUT
+from mdistiller.experiments.study_layouts import CANDIDATES, FIXED, RULES_OUT, STUDY
 from tools.report import main
 
 from .study_runs import grid, train
 
 TRIALS = 2
+ROWS = len(STUDY["grid_b"].rows)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,12 @@ def test_each_control_is_subtracted_and_says_what_it_rules_out(study):
         assert row[2] == fixed(gaps.mean(), sign=True)
         assert row[3] == f"[{fixed(low, sign=True)}, {fixed(high, sign=True)}]"
         assert row[5] == str(TRIALS)
+    (of_alpha,) = [b for b in blocks if getattr(b, "caption", "").startswith("align, α 2.0 minus")]
+    means = {
+        row.key: np.mean([r.accuracy("last") for r in part.done(row, column)]) for row in part.rows
+    }
+    (line,) = of_alpha.rows
+    assert line[2] == fixed(means["alpha2.0"] - means["scaled_lr_alpha2.0"], sign=True)
     assert list(controls(load_plan(study.root.parents[1] / "grid_d" / "digits"), ["last"])) == []
 
 
@@ -218,7 +225,7 @@ def test_dynamics_are_tabled_as_they_were_logged(study):
         for head, key in keys.items():
             means = np.mean([[e["crossbatch"][key] for e in run.history] for run in runs], axis=0)
             low, high, last = map(fixed, (means.min(), means.max(), means[-1]))
-            assert line[table.head.index(head)] == f"{low} to {high}\nlast {last}"
+            assert line[table.head.index(head)] == f"{low} to {high},\nlast {last}"
 
 
 # ---- from records ----------------------------------------------------------------------------
@@ -247,7 +254,7 @@ def test_other_overrides_are_counted_and_can_be_asked_for(copy):
     plan = load_recorded(copy, "grid_b")
     (remark,) = plan.remarks
     assert remark.startswith("left out: 2 runs with SOLVER.EPOCHS 9 (--settings ")
-    assert len(plan.runs) == 32 * TRIALS
+    assert len(plan.runs) == ROWS * TRIALS
     assert remark in to_markdown(build(plan, "last", [])).replace("\\", "")
     asked = load_recorded(copy, "grid_b", settings=remark.split()[-1].rstrip(")"))
     assert [run.trial for run in asked.runs] == [0, 1]
@@ -263,7 +270,7 @@ def test_changed_settings_and_repeats_are_not_mixed(copy):
     again = {**first, "result": {**first["result"], "seconds": 1e6}}
     path.write_text(text + json.dumps(again) + "\n")
     plan = load_recorded(copy, "grid_b")
-    assert len(plan.runs) == 32 * TRIALS
+    assert len(plan.runs) == ROWS * TRIALS
     assert max(run.result["seconds"] for run in plan.runs) < 1e6
     # A configuration file that has changed: its runs are no trials of the same cell.
     changed = {**first, "config": {**first["config"], "SOLVER.MOMENTUM": 0.5}, "hash": "new"}

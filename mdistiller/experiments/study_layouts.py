@@ -53,6 +53,13 @@ RULES_OUT = {
     f"{len(FIXED)} pairs, chosen by accuracy on held-out training images)",
 }
 
+# α changes the step length most of all, so that the largest has this control of its own.
+LONG_STEPS = "alpha2.0"
+RULES_OUT_OF = {
+    SOURCE: RULES_OUT,
+    LONG_STEPS: {f"scaled_lr_{LONG_STEPS}": RULES_OUT["scaled_lr"]},
+}
+
 # Keeps the weights of every step, from which controls are made.
 _KEPT = ("LOG.WEIGHTS", "True")
 
@@ -93,14 +100,18 @@ def _readings() -> tuple[Row, ...]:
 
 
 def _controls() -> tuple[Row, ...]:
-    def derived(key: str, label: str) -> Row:
-        return Row(key, label, "KD", CONTROL, VANILLA, derived=Derived(SOURCE, key))
+    def derived(key: str, label: str, source: str = SOURCE, how: str = "") -> Row:
+        return Row(key, label, "KD", CONTROL, VANILLA, derived=Derived(source, how or key))
 
     return (
         derived("scaled_lr", "control 1: KD, steps as long"),
         derived("mean_weights", "control 2: KD, mean weights"),
         _reading("same", "control 3: G of the same batch", "align", *_same_batch()),
         derived("shuffled", "control 4: KD, shuffled weights"),
+        *(
+            derived(key, "control 1 of α 2.0: KD, steps as long", LONG_STEPS, "scaled_lr")
+            for key in RULES_OUT_OF[LONG_STEPS]
+        ),
     )
 
 

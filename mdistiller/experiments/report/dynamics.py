@@ -56,4 +56,4 @@ def _span(values: np.ndarray) -> str:
     if len(known) == 0:
         return ""
     low, high, last = (numbers.fixed(float(v)) for v in (known.min(), known.max(), known[-1]))
-    return f"{low} to {high}\nlast {last}"
+    return f"{low} to {high},\nlast {last}"

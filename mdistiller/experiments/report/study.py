@@ -10,7 +10,7 @@ from mdistiller.experiments.study_layouts import (
     CANDIDATES,
     CONTROL,
     LONGER,
-    RULES_OUT,
+    RULES_OUT_OF,
     SELECTION,
     SOURCE,
     TIMES_LONGER,
@@ -23,9 +23,9 @@ from .plan import Cell, Column, Plan, Row
 from .statistics import LEVEL, Spread, holm, spread
 
 _CONTROLS = (
-    "Each control takes one thing away that the weighting has. The difference is {source} minus "
-    "the control, paired by trial. What the second column names is ruled out as the explanation of "
-    "a gain where the interval is above zero, and remains possible where it is not."
+    "Each control takes one thing away that the weighting has. The difference is the weighting "
+    "minus the control, paired by trial. What the second column names is ruled out as the "
+    "explanation of a gain where the interval is above zero, and remains possible where it is not."
 )
 
 _READINGS = (
@@ -101,22 +101,28 @@ def controls(plan: Plan, rules: list[str]) -> Iterator[Block]:
         rules: selection rules, of which the first is used.
     """
     part = tested(plan)
-    source, present = _source_and(part, RULES_OUT)
+    tables = [table for key in RULES_OUT_OF for table in _controls_of(part, key, rules[0])]
+    if not tables:
+        return
+    yield Heading("Controls")
+    yield Text(_CONTROLS)
+    yield from tables
+    yield from _selection(plan)
+
+
+def _controls_of(plan: Plan, key: str, rule: str) -> Iterator[Table]:
+    """The row ``key`` minus each of its controls, if there are any."""
+    source, present = _source_and(plan, key, RULES_OUT_OF[key])
     if source is None or not present:
         return
-    rule = rules[0]
-    found = _differences(part, [(source, row) for row in present], rule)
-    lines = [
-        (row.label, RULES_OUT[row.key], *_difference(found.get((SOURCE, row.key))))
+    found = _differences(plan, [(source, row) for row in present], rule)
+    lines = tuple(
+        (row.label, RULES_OUT_OF[key][row.key], *_difference(found.get((key, row.key))))
         for row in present
-    ]
-    word = plan.column_word
-    head = ("control", "rules out", *_difference_head(word))
-    yield Heading("Controls")
-    yield Text(_CONTROLS.format(source=source.label))
+    )
+    head = ("control", "rules out", *_difference_head(plan.column_word))
     caption = f"{source.label} minus control, percentage points of test top-1, {rule} epoch"
-    yield Table(caption, head, tuple(lines), labels=2)
-    yield from _selection(plan)
+    yield Table(caption, head, lines, labels=2)
 
 
 def readings(plan: Plan, rules: list[str]) -> Iterator[Block]:
@@ -125,7 +131,7 @@ def readings(plan: Plan, rules: list[str]) -> Iterator[Block]:
     Args:
         rules: selection rules, of which the first is used.
     """
-    source, present = _source_and(plan, CANDIDATES)
+    source, present = _source_and(plan, SOURCE, CANDIDATES)
     if source is None or not present:
         return
     rule = rules[0]
@@ -177,10 +183,10 @@ def longer(plan: Plan, rules: list[str]) -> Iterator[Block]:
     yield Table(caption, head, lines)
 
 
-def _source_and(plan: Plan, keys: Iterable[str]) -> tuple[Row | None, list[Row]]:
-    """The shipped weighting's row, and those of the rows ``keys`` that the plan has, in order."""
+def _source_and(plan: Plan, source: str, keys: Iterable[str]) -> tuple[Row | None, list[Row]]:
+    """The row ``source``, and those of the rows ``keys`` that the plan has, in order."""
     rows = {row.key: row for row in plan.rows}
-    return rows.get(SOURCE), [rows[key] for key in keys if key in rows]
+    return rows.get(source), [rows[key] for key in keys if key in rows]
 
 
 def _differences(
