@@ -14,7 +14,7 @@ from .comparison import at_equal_epochs, at_equal_time, compare_rows, costs
 from .document import Block, Heading, Listing, Picture, Text
 from .dynamics import dynamics_tables
 from .facts import facts
-from .figures import Drawn, draw, save
+from .figures import Drawn, draw, save_png
 from .markdown import blocks_to_markdown
 from .plan import Plan
 from .recorded import load_recorded, recorded_settings, recorded_tables
@@ -39,7 +39,7 @@ _LINES = 12
 
 
 def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> Path:
-    """Write ``out/evidence.md`` and its figures, as PNG and SVG, into ``out/evidence/``.
+    """Write ``out/evidence.md``, and its figures as PNG into ``out/evidence/``.
 
     Args:
         records: the folder of records.
@@ -62,7 +62,7 @@ def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> 
     # The study first, and within it in its own order.
     known.sort(key=lambda pair: (not pair[0].startswith("grid"), order[pair[0]], pair[1]))
     parts = ["# Evidence", _OPENING.format(folder=folder), *_note(folder, "evidence")]
-    pictures: dict[str, str | bytes] = {}
+    pictures: dict[str, bytes] = {}
     for table, dataset in known:
         first, *others = recorded_settings(folder, table, dataset)
         for settings in (first, *others):
@@ -77,16 +77,16 @@ def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> 
 
 def _section(
     plan: Plan, folder: Path, settings: str, rule: str
-) -> tuple[list[str], dict[str, str | bytes]]:
+) -> tuple[list[str], dict[str, bytes]]:
     """Paragraphs and figure files of a table; ``settings`` unless they are those of most runs."""
     name = "-".join(filter(None, (plan.table, plan.dataset, settings)))
     part = tested(plan)
     left_out = {*_LEFT_OUT, *(["equal_time"] if len(part.rows) > _LINES else [])}
     drawn = [d for d in draw(part, rule) if d.name not in left_out]
-    pictures: dict[str, str | bytes] = {}
+    pictures: dict[str, bytes] = {}
     for one in drawn:
         stem = f"{name}-{one.name}"
-        pictures[f"{stem}.png"], pictures[f"{stem}.svg"] = save(one.figure)
+        pictures[f"{stem}.png"] = save_png(one.figure)
     heading = f"## {plan.title}: {plan.dataset}" + (f", settings {settings}" if settings else "")
     blocks = blocks_to_markdown(list(_blocks(plan, name, drawn, rule)))
     return [heading, _commands(plan, folder, settings), *_note(folder, name), blocks], pictures

@@ -12,7 +12,7 @@ from .bars import differences, preference
 from .curves import accuracy_curves, equal_time
 from .dynamics import cosines, weights
 from .sensitivity import sensitivity_absolute, sensitivity_relative
-from .style import save
+from .style import save, save_png
 
 
 @dataclass(frozen=True)
@@ -61,4 +61,4 @@ def draw(plan: Plan, rule: str) -> Iterator[Drawn]:
             yield Drawn(name, caption.format(rule=rule), figure)
 
 
-__all__ = ["Drawn", "draw", "save"]
+__all__ = ["Drawn", "draw", "save", "save_png"]

@@ -56,13 +56,20 @@ def styled() -> Any:
 
 def save(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG; the same figure gives the same bytes."""
-    files = []
+    svg = _save(figure, "svg", {"Date": None})
+    return save_png(figure), _COORDINATES.sub(_shorten, svg)
+
+
+def save_png(figure: Figure) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
+    return _save(figure, "png", {"Software": None})
+
+
+def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    file = io.BytesIO()
     with styled():
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            file = io.BytesIO()
-            figure.savefig(file, format=kind, dpi=150, metadata=metadata)
-            files.append(file.getvalue())
-    return files[0], _COORDINATES.sub(_shorten, files[1])
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+    return file.getvalue()
 
 
 def _shorten(match: re.Match[bytes]) -> bytes:
