@@ -15,7 +15,12 @@ from mdistiller.errors import DataError
 from mdistiller.experiments import schedule
 from mdistiller.experiments.record import append, read_records, record_file
 from mdistiller.experiments.report import load_plan, load_recorded, write_evidence, write_report
-from mdistiller.experiments.report.comparison import at_equal_epochs, compare_rows, costs
+from mdistiller.experiments.report.comparison import (
+    at_equal_epochs,
+    at_equal_time,
+    compare_rows,
+    costs,
+)
 from mdistiller.experiments.report.contents import build
 from mdistiller.experiments.report.dynamics import dynamics_tables
 from mdistiller.experiments.report.facts import facts
@@ -168,6 +173,21 @@ def test_weightings_are_compared_with_longer_training(study, copy):
     assert "longer" not in factors
     assert not any(line.startswith("warning") for line in facts(plan))
     assert list(longer(load_plan(study.root), ["last"])) == []
+
+
+def test_times_of_two_systems_are_not_compared(copy):
+    path = record_file(copy, "grid_d", "digits")
+    before = {cost.row.key for cost in costs(load_recorded(copy, "grid_d"))}
+    assert "period5" in before
+    records = read_records(path)
+    for record in records:
+        if record["row"] == "period5":
+            record["recorded"]["system"] = "another"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    plan = load_recorded(copy, "grid_d")
+    assert {cost.row.key for cost in costs(plan)} == before - {"period5"}
+    assert "period5" not in {c.row.key for c in compare_rows(plan, at_equal_time("last"))}
+    assert "period5" in {c.row.key for c in compare_rows(plan, at_equal_epochs("last"))}
 
 
 def _lift(path: Path, row: str, points: float) -> None:

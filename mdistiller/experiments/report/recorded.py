@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,8 @@ def recorded_run(record: dict[str, Any], root: Path) -> Run:
     if record["state"] == "failed":
         failure = failure_of(record["failure"])
         return Run(path, record["trial"], record["seed"], "failed", **failure, history=history)
-    return complete_run(
-        path, record["trial"], record["seed"], record["result"], history, _TOLERANCE
-    )
+    run = complete_run(path, record["trial"], record["seed"], record["result"], history, _TOLERANCE)
+    return replace(run, system=str(record.get("recorded", {}).get("system", "")))
 
 
 def _teachers(records: Records, runs: Iterable[dict[str, Any]], root: Path) -> dict[str, Run]:

@@ -35,6 +35,7 @@ class Run:
         tail: the last lines of a failed run's log.
         result: result.json of a complete run, else empty.
         history: the epochs of metrics.jsonl; of a run that is not complete those until now.
+        system: on which it was recorded; empty of a folder.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Run:
     tail: tuple[str, ...] = ()
     result: dict[str, Any] = field(default_factory=dict, repr=False)
     history: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    system: str = ""
 
     def accuracy(self, rule: str) -> float:
         """Test top-1 in percent by the selection rule "last" or "best" (epoch)."""
@@ -72,8 +74,9 @@ class Run:
 
     @property
     def machine(self) -> tuple[Any, ...]:
-        """What must agree for two times to be comparable: device, threads, shared work."""
-        return str(self.result.get("device")), self.result.get("threads"), self.fleets
+        """What must agree for two times to be comparable: device, threads, shared work, system."""
+        device, threads = str(self.result.get("device")), self.result.get("threads")
+        return device, threads, self.fleets, self.system
 
 
 def _get(entry: Any, keys: tuple[str, ...]) -> float:
