@@ -13,6 +13,7 @@ from scipy import stats
 
 from mdistiller.errors import DataError
 from mdistiller.experiments import schedule
+from mdistiller.experiments.derive import relative_step
 from mdistiller.experiments.record import append, read_records, record_file
 from mdistiller.experiments.report import load_plan, load_recorded, write_evidence, write_report
 from mdistiller.experiments.report.comparison import (
@@ -22,7 +23,7 @@ from mdistiller.experiments.report.comparison import (
     costs,
 )
 from mdistiller.experiments.report.contents import build
-from mdistiller.experiments.report.dynamics import dynamics_tables
+from mdistiller.experiments.report.dynamics import STEP, dynamics_tables
 from mdistiller.experiments.report.facts import facts
 from mdistiller.experiments.report.figures import draw
 from mdistiller.experiments.report.markdown import to_markdown
@@ -248,6 +249,32 @@ def test_dynamics_are_tabled_as_they_were_logged(study):
             assert line[table.head.index(head)] == f"{low} to {high},\nlast {last}"
 
 
+def test_steps_are_compared_with_plain_ones(study):
+    """The factor of the control that takes steps as long, whose learning rate is made of it."""
+    plan = load_plan(study.root)
+    (table,) = dynamics_tables(plan)
+    lengths = {line[0]: line[table.head.index(STEP)] for line in table.rows}
+    (source,) = (row for row in plan.rows if row.key == "align")
+    factors = []
+    for record in read_records(record_file(study.record, "grid_b", "digits")):
+        if record["row"] == "scaled_lr":
+            factors.append(record["config"]["SOLVER.LR"] / 0.05)
+    assert len(factors) == TRIALS
+    assert lengths[source.label] == fixed(np.mean(factors))
+
+
+def test_steps_of_a_run_that_has_not_logged_them_are_unknown():
+    node = {"norm_update": 3.0, "norm_sum": 2.0}
+    entry = {"steps": 4, "lr": 0.1, "crossbatch": node}
+    later = {"steps": 4, "lr": 0.3, "crossbatch": {"norm_update": 1.0, "norm_sum": 2.0}}
+    assert relative_step([entry, later]) == pytest.approx((0.1 * 3 + 0.3 * 1) / (0.4 * 2))
+    for lacking in ({"crossbatch": {}}, {"crossbatch": None}, {"lr": None}):
+        assert relative_step([entry, {**later, **lacking}]) is None
+    assert relative_step([{k: v for k, v in entry.items() if k != "steps"}]) is None
+    assert relative_step([]) is None
+    assert relative_step([{**entry, "crossbatch": {**node, "norm_sum": 0.0}}]) is None
+
+
 # ---- from records ----------------------------------------------------------------------------
 
 
@@ -356,6 +383,10 @@ def test_evidence_has_every_table_with_its_command_and_the_notes(copy, tmp_path)
     page = write_evidence(copy, tmp_path / "docs")
     text = page.read_text()
     assert text.index("First of all.") < text.index("## Grid B") < text.index("## Grid D")
+    # Accuracies and differences by both selection rules, of both grids.
+    for what in ("Test top-1 in %", "Mean paired difference, percentage points of test top-1"):
+        assert text.count(f"**{what}, last epoch") == 2
+        assert text.count(f"**{what}, best epoch, chosen on the test images themselves") == 2
     assert "\n\n*By hand:* a_b & c < d.\n\n" in text
     (command,) = [x for x in text.splitlines() if x.startswith("python tools/reproduce.py grid_b")]
     assert f"--dataset digits --trials {TRIALS} --record {copy}" in command

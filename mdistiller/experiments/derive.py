@@ -60,6 +60,16 @@ def _scaled_lr(source: Source, cfg: Any) -> tuple[str, ...]:
     return "SOLVER.LR", _number(cfg.SOLVER.LR * update / plain)
 
 
+def relative_step(epochs: Sequence[dict[str, Any]]) -> float | None:
+    """How many times as long as plain steps at the same places those of a run were.
+
+    As in the control "scaled_lr"; None for a run that has not logged what is needed, or whose
+    gradients are all zero.
+    """
+    update, plain = (_mean_of(epochs, key, by_rate=True) for key in ("norm_update", "norm_sum"))
+    return update / plain if update is not None and plain else None
+
+
 def _mean_weights(source: Source, cfg: Any) -> tuple[str, ...]:
     """The method's two loss weights times the means of A and B over the run's steps."""
     method = cfg.DISTILLER.TYPE
@@ -95,18 +105,29 @@ WAYS: dict[str, Callable[[Source, Any], tuple[str, ...]]] = {
 
 
 def _mean(source: Source, key: str, by_rate: bool = False) -> float:
-    """Mean over all steps, each counting with its epoch's learning rate if asked for."""
+    mean = _mean_of(source.epochs, key, by_rate)
+    if mean is None:
+        raise DataError(
+            f"{source.name} has no {_NODE}.{key} in metrics.jsonl, which a control is made of; "
+            "move its folder away to have it trained again"
+        )
+    return mean
+
+
+def _mean_of(epochs: Sequence[dict[str, Any]], key: str, by_rate: bool = False) -> float | None:
+    """Mean over all steps, each counting with its epoch's learning rate if asked for.
+
+    None if an epoch lacks an entry.
+    """
     total = weight = 0.0
-    for entry in source.epochs:
-        value = entry.get(_NODE, {}).get(key)
-        if value is None:
-            raise DataError(
-                f"{source.name} has no {_NODE}.{key} in metrics.jsonl, which a control is made of; "
-                "move its folder away to have it trained again"
-            )
-        share = entry["steps"] * (entry["lr"] if by_rate else 1.0)
+    for entry in epochs:
+        value = (entry.get(_NODE) or {}).get(key)
+        rate = entry.get("lr") if by_rate else 1.0
+        if value is None or rate is None or "steps" not in entry:
+            return None
+        share = entry["steps"] * rate
         total, weight = total + share * value, weight + share
-    return total / weight
+    return total / weight if weight else None
 
 
 def _number(value: float) -> str:

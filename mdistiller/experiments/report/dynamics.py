@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mdistiller.experiments.derive import relative_step
+
 from . import numbers
 from .document import Table
 from .plan import Column, Plan, Row
@@ -18,6 +20,11 @@ COSINES = (
     ("c_12", "cos(ce, kd)"),
     ("conflict", "share of conflicts"),
 )
+STEP = "steps, times plain ones"
+_STEPS = (
+    "; steps: the sum of learning rate times length of the update, over the same sum for the "
+    "update of plain training at the same places"
+)
 
 
 def logged(plan: Plan, row: Row, column: Column, key: str) -> np.ndarray | None:
@@ -27,10 +34,16 @@ def logged(plan: Plan, row: Row, column: Column, key: str) -> np.ndarray | None:
     return common(curves) if curves else None
 
 
+def step_lengths(plan: Plan, row: Row, column: Column) -> list[float]:
+    """Of each complete run that tells, see :func:`~mdistiller.experiments.derive.relative_step`."""
+    found = (relative_step(run.history) for run in plan.done(row, column))
+    return [value for value in found if value is not None]
+
+
 def dynamics_tables(plan: Plan) -> Iterator[Table]:
     """For every column the least, the greatest and the last epoch mean of each quantity.
 
-    Rows and quantities that no run has logged are left out.
+    And how long the steps were. Rows and quantities that no run has logged are left out.
     """
     for column in plan.columns:
         found = {
@@ -39,12 +52,18 @@ def dynamics_tables(plan: Plan) -> Iterator[Table]:
             for key, name in (*WEIGHTS, *COSINES)
             if (values := logged(plan, row, column, key)) is not None
         }
-        names = [n for _, n in (*WEIGHTS, *COSINES) if any(n == name for _, name in found)]
+        found |= {
+            (row, STEP): numbers.fixed(float(np.mean(lengths)))
+            for row in plan.rows
+            if (lengths := step_lengths(plan, row, column))
+        }
+        quantities = (*(n for _, n in (*WEIGHTS, *COSINES)), STEP)
+        names = [n for n in quantities if any(n == name for _, name in found)]
         rows = [row for row in plan.rows if any(row == r for r, _ in found)]
         lines = tuple((row.label, *(found.get((row, name), "") for name in names)) for row in rows)
         caption = (
             f"{column.label}: least to greatest epoch mean, then that of the last epoch; weights "
-            "as they multiply the configured losses, mean over trials"
+            "as they multiply the configured losses, mean over trials" + _STEPS * (STEP in names)
         )
         if lines:
             yield Table(caption, ("method", *names), lines)

@@ -10,7 +10,7 @@ from mdistiller.errors import DataError
 from mdistiller.experiments.pairs import PAIRS
 from mdistiller.experiments.tables import TABLES, build_table
 
-from .comparison import at_equal_epochs, at_equal_time, compare_rows, costs
+from .comparison import RULES, at_equal_epochs, at_equal_time, compare_rows, costs
 from .document import Block, Heading, Listing, Picture, Text
 from .dynamics import dynamics_tables
 from .facts import facts
@@ -19,7 +19,7 @@ from .markdown import blocks_to_markdown
 from .plan import Plan
 from .recorded import load_recorded, recorded_settings, recorded_tables
 from .study import controls, longer, readings, tested
-from .tables import accuracy_table, cost_table, pooled_table, power_table
+from .tables import RULE_TEXT, accuracy_table, cost_table, pooled_table, power_table
 from .write import write_files
 
 PAGE = "evidence.md"
@@ -43,7 +43,8 @@ def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> 
 
     Args:
         records: the folder of records.
-        rule: selection rule of all numbers, "last" or "best" epoch.
+        rule: selection rule that comes first, "last" or "best" epoch; accuracies and their
+            differences are shown by both, all else by this one.
 
     Returns:
         The page.
@@ -124,13 +125,16 @@ def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Bl
     if plan.remarks:
         yield Listing(plan.remarks)
     part = tested(plan)
-    yield accuracy_table(part, rule)
+    rules = sorted(RULES, key=lambda r: r != rule)
+    yield from (accuracy_table(part, each) for each in rules)
     yield Listing(facts(part))
-    found = compare_rows(part, at_equal_epochs(rule))
-    if found:
-        what = f"percentage points of test top-1, {rule} epoch"
-        yield pooled_table(part, found, f"Mean paired difference, {what}")
-        yield power_table(part, found, what)
+    for each in rules:
+        found = compare_rows(part, at_equal_epochs(each))
+        what = f"percentage points of test top-1, {RULE_TEXT[each]}"
+        if found:
+            yield pooled_table(part, found, f"Mean paired difference, {what}")
+        if found and each == rule:
+            yield power_table(part, found, what)
     yield from _lower(readings(plan, [rule]))
     yield from _lower(controls(plan, [rule]))
     yield from dynamics_tables(part)
