@@ -53,6 +53,9 @@ def test_the_grids_have_what_the_study_asks_for():
     assert {"mgda", "pcgrad", "fairgrad", "cagrad", "gradnorm", "uncertainty"} <= rows["grid_c"]
     assert {"dot", "gradient_cosine", "distill_decay", "ours", "original"} <= rows["grid_c"]
     assert {"previous", "period5", "period10", "auxiliary16", "auxiliary32"} <= rows["grid_d"]
+    methods = {key.removesuffix("_crossbatch") for key in rows["grid_a"]}
+    controls = {f"{m}_{c}" for m in methods for c in ("scaled_lr", "mean_weights", "same")}
+    assert rows["grid_e"] == rows["grid_a"] | controls
 
 
 def test_all_grids_share_the_seeds_of_pairs_and_trials(tmp_path):
@@ -113,6 +116,25 @@ def test_derived_settings_by_hand(tmp_path):
     }
     with pytest.raises(DataError, match="align-t0 has no crossbatch.norm_update"):
         derive("scaled_lr", source(tmp_path, norm_update=None), control())
+
+
+def test_every_method_has_controls_made_of_its_own_run(tmp_path):
+    train(grid(tmp_path, "grid_e", methods=("RKD",)))
+    found = settings(tmp_path, "grid_e")
+    assert set(found) >= {"rkd", "rkd_crossbatch", "rkd_scaled_lr", "rkd_mean_weights", "rkd_same"}
+    (ours,) = [r for r in records(tmp_path, "grid_e") if r["row"] == "rkd_crossbatch"]
+    means = {k: sum(e["crossbatch"][k] for e in ours["epochs"]) / 2 for k in ("ce", "kd")}
+    loss = found["rkd_mean_weights"]
+    assert loss["RKD.LOSS.CE_WEIGHT"] == pytest.approx(means["ce"], rel=1e-5)
+    assert loss["RKD.LOSS.FEAT_WEIGHT"] == pytest.approx(means["kd"], rel=1e-5)
+    assert found["rkd_scaled_lr"]["SOLVER.LR"] != found["rkd"]["SOLVER.LR"]
+    assert found["rkd_same"]["DISTILLER.TYPE"] == "CROSSBATCH_RKD"
+    assert found["rkd_same"]["CROSSBATCH.REFERENCE"] == "same"
+
+
+def test_grid_e_shares_its_runs_of_kd_with_grid_b(tmp_path):
+    train(grid(tmp_path, methods=("vanilla", "align", "scaled_lr", "mean_weights", "same")))
+    assert set(train(grid(tmp_path, "grid_e", methods=("KD",))).rows) <= {"teacher"}
 
 
 def test_longer_training_has_twice_the_epochs_and_the_same_schedule(tmp_path):

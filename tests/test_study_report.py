@@ -249,6 +249,24 @@ def test_dynamics_are_tabled_as_they_were_logged(study):
             assert line[table.head.index(head)] == f"{low} to {high},\nlast {last}"
 
 
+def test_controls_of_another_method_say_what_they_rule_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "_POLL_SECONDS", 0.0)
+    request = grid(tmp_path, "grid_e", trials=TRIALS, methods=("RKD", "AT"))
+    train(request)
+    plan = load_recorded(request.record, "grid_e")
+    _, _, *tables = controls(plan, ["last"])
+    assert [t.caption.split(" minus")[0] for t in tables] == ["RKD + ours", "AT + ours"]
+    (rkd, at), runs = tables, {row.label: row for row in plan.rows}
+    assert len(rkd.rows) == len(at.rows) == 3
+    assert "plain RKD" in rkd.rows[0][1] and "plain AT" in at.rows[0][1]
+    for line in rkd.rows:
+        ours, control = (plan.done(runs[x], plan.columns[0]) for x in ("RKD + ours", line[0]))
+        gains = [
+            a.accuracy("last") - b.accuracy("last") for a, b in zip(ours, control, strict=True)
+        ]
+        assert line[2] == fixed(np.mean(gains), sign=True)
+
+
 def test_steps_are_compared_with_plain_ones(study):
     """The factor of the control that takes steps as long, whose learning rate is made of it."""
     plan = load_plan(study.root)

@@ -16,7 +16,7 @@ from mdistiller.experiments.plan import trial_seed
 
 CELLS = {"table1": 70, "table2": 24, "figure2a": 27, "figure2b": 27, "figure3": 12, "figure4": 6}
 # On two pairs each.
-CELLS |= {"grid_a": 20, "grid_b": 66, "grid_c": 22, "grid_d": 16}
+CELLS |= {"grid_a": 20, "grid_b": 66, "grid_c": 22, "grid_d": 16, "grid_e": 50}
 
 
 @pytest.mark.parametrize("name", TABLES)

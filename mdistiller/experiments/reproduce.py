@@ -43,10 +43,12 @@ def reproduce(
     plan = make_plan(request)
     plan.refuse_missing_teachers()
     ledger = Ledger(plan)
-    if adopted := ledger.adopt(plan):
-        print(f"{adopted} runs are those of other tables in {request.record}")
+    adopted = ledger.adopt(plan)
     dependents = Dependents(plan, ledger)
     plan = dependents.plan
+    # Once more, for derived runs are in the plan only where their sources are known.
+    if adopted := adopted + ledger.adopt(plan):
+        print(f"{adopted} runs are those of other tables in {request.record}")
     ledger.catch_up(plan)
     states = ledger.states(plan)
     dependents.make_ready([run for run in plan.runs if states[run.job] != "done"])

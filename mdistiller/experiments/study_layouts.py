@@ -6,7 +6,7 @@ that a cell which two grids share is one run.
 
 from __future__ import annotations
 
-from .layouts import Derived, Layout, Row, multitask_row, other_row, ours_row, table1_rows
+from .layouts import METHODS, Derived, Layout, Row, multitask_row, other_row, ours_row, table1_rows
 
 # Of all grids, see trial_seed.
 SEEDS = "study"
@@ -58,6 +58,14 @@ LONG_STEPS = "alpha2.0"
 RULES_OUT_OF = {
     SOURCE: RULES_OUT,
     LONG_STEPS: {f"scaled_lr_{LONG_STEPS}": RULES_OUT["scaled_lr"]},
+    # Grid e's; shuffled weights would need every step's weights of runs that did not keep them.
+    **{
+        f"{method}_crossbatch": {
+            f"{method}_{how}": RULES_OUT[how].replace("plain KD", f"plain {method.upper()}")
+            for how in ("scaled_lr", "mean_weights", "same")
+        }
+        for method in map(str.lower, METHODS)
+    },
 }
 
 # Keeps the weights of every step, from which controls are made.
@@ -167,6 +175,31 @@ def _costs() -> tuple[Row, ...]:
     )
 
 
+def _method_controls() -> tuple[Row, ...]:
+    """Grid a's rows, each method followed by what a gain can come from without the weighting."""
+    rows = []
+    for row in _with_kept_weights(table1_rows()):
+        rows.append(row)
+        if row.baseline is not None:
+            rows += _controls_of(row)
+    return tuple(rows)
+
+
+def _controls_of(ours: Row) -> tuple[Row, ...]:
+    key, method = ours.baseline, ours.method
+
+    def derived(how: str, label: str) -> Row:
+        source = Derived(ours.key, how)
+        return Row(f"{key}_{how}", f"{method}, {label}", method, CONTROL, key, derived=source)
+
+    label = f"{ours.label}, G of the same batch"
+    return (
+        derived("scaled_lr", "steps as long"),
+        derived("mean_weights", "mean weights"),
+        Row(f"{key}_same", label, method, ours.variant, key, opts=_same_batch()),
+    )
+
+
 def _with_kept_weights(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """KD's run is that of grid b's source, so it must leave what the source leaves."""
     return tuple(
@@ -193,4 +226,5 @@ STUDY = {
     ),
     "grid_c": _grid("Grid C: KD with dynamic weightings", _weightings()),
     "grid_d": _grid("Grid D: cheaper forms of cross-batch weighting", _costs()),
+    "grid_e": _grid("Grid E: controls of every method", _method_controls()),
 }
