@@ -18,6 +18,7 @@ from .figures import Drawn, draw, save_png
 from .markdown import blocks_to_markdown
 from .plan import Plan
 from .recorded import load_recorded, recorded_settings, recorded_tables
+from .runs import Run
 from .study import controls, longer, readings, tested
 from .tables import RULE_TEXT, accuracy_table, cost_table, pooled_table, power_table
 from .write import write_files
@@ -32,6 +33,7 @@ _OPENING = (
     "{folder}/notes/ and is taken over as it is; all else is computed. docs/report.md defines the "
     "statistics, docs/study.md what the grids are for."
 )
+_ALIKE = "The best epoch is the last one in every run: both selection rules give these numbers."
 # A report of its own has these of every table; here they would hide the others.
 _LEFT_OUT = ("curves",)
 # With more rows a line each is no picture any more.
@@ -126,7 +128,11 @@ def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Bl
         yield Listing(plan.remarks)
     part = tested(plan)
     rules = sorted(RULES, key=lambda r: r != rule)
+    if alike := all(run.accuracy("last") == run.accuracy("best") for run in _done(part)):
+        rules = rules[:1]
     yield from (accuracy_table(part, each) for each in rules)
+    if alike:
+        yield Text(_ALIKE)
     yield Listing(facts(part))
     for each in rules:
         found = compare_rows(part, at_equal_epochs(each))
@@ -146,6 +152,10 @@ def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Bl
     yield from _lower(longer(part, [rule]))
     for one in drawn:
         yield Picture(f"evidence/{name}-{one.name}", one.caption)
+
+
+def _done(plan: Plan) -> list[Run]:
+    return [run for run in plan.runs if run.state == "done"]
 
 
 def _lower(blocks: Iterator[Block]) -> Iterator[Block]:
