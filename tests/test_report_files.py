@@ -19,6 +19,7 @@ from mdistiller.experiments.report import find_root, load_plan, write_report
 from mdistiller.experiments.report.contents import build
 from mdistiller.experiments.report.csv_files import cells_csv, runs_csv
 from mdistiller.experiments.report.document import Document, Table
+from mdistiller.experiments.report.figures import draw
 from mdistiller.experiments.report.latex import escape, to_latex
 from mdistiller.experiments.report.markdown import to_markdown
 
@@ -83,6 +84,22 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     names = {p.stem for p in (root / "report").glob("*.png")}
     assert names == {"curves", "differences", "weights", "cosines", "equal_time"}
     assert {p.stem for p in (root / "report").glob("*.svg")} == names
+
+
+def test_times_are_drawn_of_the_machine_that_has_most_rows(tmp_path):
+    root = tmp_path / "table1" / "digits"
+    plan = write_plan(root, rows_of(["KD", "PKT"]), [column(1)], 2)
+    simulate(root, plan, 3)
+    # The first row was trained elsewhere, in more trials than one of the others.
+    for trial in (0, 1):
+        path = root / f"kd-pair1-t{trial}" / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "device": "another"}))
+    shutil.rmtree(root / "pkt-pair1-t1")
+    (figure,) = (d.figure for d in draw(load_plan(root), "last") if d.name == "equal_time")
+    lines = figure.axes[0].get_lines()
+    assert [x.get_label() for x in lines[:3]] == ["KD + ours", "PKT", "PKT + ours"]
+    # And where the fastest baseline that is drawn ended.
+    assert lines[3].get_xdata()[0] == max(lines[1].get_xdata())
 
 
 def test_the_same_runs_give_the_same_bytes_and_are_left_alone(root):

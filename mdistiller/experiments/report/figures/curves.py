@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,7 +56,7 @@ def enlarge_end(axes: Axes) -> None:
 
 
 def equal_time(plan: Plan, rule: str) -> Figure | None:
-    """Accuracy against time, per column; the first row's machine decides which runs count.
+    """Accuracy against time, per column, of the runs on the machine that has most of its rows.
 
     None where no row has a baseline with which it could be compared.
     """
@@ -75,7 +78,7 @@ def equal_time(plan: Plan, rule: str) -> Figure | None:
 
 def _draw_times(plan: Plan, column: Column, axes: Axes, styles: dict, size: float) -> None:
     groups = {row.key: plan.done(row, column) for row in plan.rows}
-    machine = next(runs for runs in groups.values() if runs)[0].machine
+    machine = _commonest(groups)
     low, ends = [], []
     for row in plan.rows:
         runs = [run for run in groups[row.key] if run.machine == machine]
@@ -91,6 +94,17 @@ def _draw_times(plan: Plan, column: Column, axes: Axes, styles: dict, size: floa
     if ends:
         axes.axvline(min(ends), color="#50565e", linestyle=":", linewidth=1.2)
     _frame(axes, low)
+
+
+def _commonest(groups: dict[str, list[Run]]) -> tuple[Any, ...]:
+    """The machine on which most rows have runs; of equal ones that with most runs, the first."""
+    rows: Counter = Counter()
+    runs: Counter = Counter()
+    for group in groups.values():
+        machines = [run.machine for run in group]
+        rows.update(dict.fromkeys(machines, 1))
+        runs.update(machines)
+    return max(rows, key=lambda machine: (rows[machine], runs[machine]))
 
 
 def _with_runs(plan: Plan) -> list[Column]:
