@@ -18,7 +18,6 @@ from .figures import Drawn, draw, save_png
 from .markdown import blocks_to_markdown
 from .plan import Plan
 from .recorded import load_recorded, recorded_settings, recorded_tables
-from .runs import Run
 from .study import controls, longer, readings, tested
 from .tables import RULE_TEXT, accuracy_table, cost_table, pooled_table, power_table
 from .write import write_files
@@ -128,7 +127,9 @@ def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Bl
         yield Listing(plan.remarks)
     part = tested(plan)
     rules = sorted(RULES, key=lambda r: r != rule)
-    if alike := all(run.accuracy("last") == run.accuracy("best") for run in _done(part)):
+    done = [run for run in part.runs if run.state == "done"]
+    alike = bool(done) and all(run.accuracy("last") == run.accuracy("best") for run in done)
+    if alike:
         rules = rules[:1]
     yield from (accuracy_table(part, each) for each in rules)
     if alike:
@@ -152,10 +153,6 @@ def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Bl
     yield from _lower(longer(part, [rule]))
     for one in drawn:
         yield Picture(f"evidence/{name}-{one.name}", one.caption)
-
-
-def _done(plan: Plan) -> list[Run]:
-    return [run for run in plan.runs if run.state == "done"]
 
 
 def _lower(blocks: Iterator[Block]) -> Iterator[Block]:
