@@ -28,7 +28,7 @@ from mdistiller.experiments.report.facts import facts
 from mdistiller.experiments.report.figures import draw
 from mdistiller.experiments.report.markdown import to_markdown
 from mdistiller.experiments.report.numbers import fixed
-from mdistiller.experiments.report.power import expected_half_width, trials_needed
+from mdistiller.experiments.report.power import expected_half_width, trials_needed, trials_to_add
 from mdistiller.experiments.report.statistics import mean_interval
 from mdistiller.experiments.report.study import choices, controls, longer, readings
 from mdistiller.experiments.report.study import tested as without_selection
@@ -89,10 +89,25 @@ def test_trials_needed_are_the_smallest_by_scipy(seed, sizes):
     assert expected_half_width(groups, needed) == pytest.approx(width(needed))
 
 
-def test_the_expected_width_is_that_of_the_interval_at_hand():
-    groups = [np.array([0.1, 0.4, 0.2, 0.7]), np.array([-0.3, 0.1, 0.0, 0.5])]
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 9), (2, 5, 3), (6,)])
+def test_the_expected_width_is_that_of_the_interval_at_hand(sizes):
+    rng = np.random.RandomState(len(sizes))
+    groups = [rng.normal(0, 0.3, n) for n in sizes]
     interval = mean_interval(groups)
-    assert expected_half_width(groups, 4) == pytest.approx((interval.high - interval.low) / 2)
+    assert expected_half_width(groups, sizes) == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_trials_are_added_where_the_differences_scatter():
+    noisy, quiet = np.array([0.9, -0.9, 0.6, -0.6, 0.1]), np.array([0.1, 0.0, 0.05, 0.02, 0.03])
+    everywhere = trials_needed([noisy, quiet])
+    more, same = trials_to_add([noisy, quiet])
+    assert same == 5 < more
+    assert more + same < 2 * everywhere
+    assert expected_half_width([noisy, quiet], (more, same)) <= 0.15
+    assert expected_half_width([noisy, quiet], (more - 1, same)) > 0.15
+    assert trials_to_add([quiet, noisy]) == (same, more)
+    assert trials_to_add([quiet, quiet]) == (5, 5)
+    assert trials_to_add([noisy]) == (trials_needed([noisy]),)
 
 
 def test_no_deviation_no_power():
@@ -100,6 +115,9 @@ def test_no_deviation_no_power():
     assert trials_needed([]) is None
     assert trials_needed([np.array([0.3, 0.3])]) == 2
     assert trials_needed([np.array([0.0, 1e6])]) is None
+    assert trials_to_add([np.array([0.3])]) is None
+    assert trials_to_add([np.array([0.0, 1e6])]) is None
+    assert trials_to_add([np.array([0.0, 20.0])]) is None
 
 
 # ---- controls --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from .statistics import LEVEL, Interval
 HALF_WIDTH = 0.15
 # Beyond, a number of trials only says that there is no end of it.
 _MOST = 100_000
+_MOST_ADDED = 1_000
 
 
 def half_width(interval: Interval) -> float:
@@ -25,21 +26,23 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> float:
     return float(np.sqrt(np.mean([np.var(g, ddof=1) for g in groups])))
 
 
-def expected_half_width(groups: Sequence[Sequence[float]], n: int) -> float:
-    """Half-width of the interval of :func:`~.statistics.mean_interval` with n trials a group.
+def expected_half_width(groups: Sequence[Sequence[float]], counts: int | Sequence[int]) -> float:
+    """Half-width of the interval of :func:`~.statistics.mean_interval` with other trial counts.
 
     The deviations s_c of the C groups are taken from the values at hand:
-    ``t(0.975; df) sqrt(sum s_c^2 / n) / C``, ``df = (n - 1) (sum s_c^2)^2 / sum s_c^4``.
+    ``t(0.975; df) sqrt(sum s_c^2 / n_c) / C``, with Welch and Satterthwaite's df
+    ``(sum s_c^2 / n_c)^2 / sum (s_c^2 / n_c)^2 / (n_c - 1)``.
 
     Args:
-        groups: paired differences, [C][n_c], two or more in each.
-        n: trials in each group, 2 or more.
+        groups: paired differences, [C][n at hand], two or more in each.
+        counts: trials n_c of each group, [C], or of every group; 2 or more.
     """
-    variances = np.array([np.var(g, ddof=1) for g in groups])
-    if variances.sum() == 0:
+    counts = np.broadcast_to(np.asarray(counts), len(groups))
+    shares = np.array([np.var(g, ddof=1) for g in groups]) / counts
+    if shares.sum() == 0:
         return 0.0
-    df = (n - 1) * variances.sum() ** 2 / (variances**2).sum()
-    error = np.sqrt(variances.sum() / n) / len(groups)
+    df = shares.sum() ** 2 / (shares**2 / (counts - 1)).sum()
+    error = np.sqrt(shares.sum()) / len(groups)
     return float(stats.t.ppf((1 + LEVEL) / 2, df) * error)
 
 
@@ -66,3 +69,26 @@ def trials_needed(groups: Sequence[Sequence[float]], width: float = HALF_WIDTH) 
         else:
             high = middle
     return high
+
+
+def trials_to_add(
+    groups: Sequence[Sequence[float]], width: float = HALF_WIDTH
+) -> tuple[int, ...] | None:
+    """Trial counts with :func:`expected_half_width` <= ``width``, no less than those at hand.
+
+    Each further trial goes where it narrows the interval most, which is fewer trials than the
+    same number everywhere if the groups scatter differently.
+
+    Returns:
+        n_c of each group, [C]; None as in :func:`trials_needed`.
+    """
+    if trials_needed(groups, width) is None:
+        return None
+    counts = np.array([len(g) for g in groups])
+    steps = np.eye(len(groups), dtype=int)
+    while expected_half_width(groups, counts) > width:
+        if counts.sum() > _MOST_ADDED:
+            return None
+        candidates = [counts + step for step in steps]
+        counts = min(candidates, key=lambda c: expected_half_width(groups, c))
+    return tuple(counts.tolist())

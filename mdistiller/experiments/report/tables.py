@@ -9,7 +9,7 @@ from . import numbers
 from .comparison import Comparison, Cost
 from .document import Table
 from .plan import Column, Plan, Row
-from .power import HALF_WIDTH, half_width, pooled_deviation, trials_needed
+from .power import HALF_WIDTH, half_width, pooled_deviation, trials_needed, trials_to_add
 from .statistics import spread
 
 RULE_TEXT = {
@@ -111,7 +111,7 @@ def power_table(plan: Plan, found: Sequence[Comparison], what: str) -> Table:
     word = plan.column_word
     head = (
         *("method", "compared with", f"trials a {word}", f"mean over {word}s", "half-width"),
-        *("deviation", f"trials a {word} for {HALF_WIDTH}"),
+        *("deviation", f"trials a {word} for {HALF_WIDTH}", "or, added where they tell most"),
     )
     rows = []
     for c in found:
@@ -125,6 +125,7 @@ def power_table(plan: Plan, found: Sequence[Comparison], what: str) -> Table:
                 numbers.fixed(half_width(c.pooled)),
                 numbers.fixed(pooled_deviation(groups) if several else None),
                 str(trials_needed(groups) or numbers.NONE),
+                " + ".join(map(str, trials_to_add(groups) or (numbers.NONE,))),
             )
         )
     caption = (
