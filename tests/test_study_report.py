@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from mdistiller.experiments import schedule
 from mdistiller.experiments.derive import relative_step
 from mdistiller.experiments.record import append, read_records, record_file
 from mdistiller.experiments.report import load_plan, load_recorded, write_evidence, write_report
+from mdistiller.experiments.report.commands import commands
 from mdistiller.experiments.report.comparison import (
     at_equal_epochs,
     at_equal_time,
@@ -33,6 +37,7 @@ from mdistiller.experiments.report.statistics import mean_interval
 from mdistiller.experiments.report.study import choices, controls, longer, readings
 from mdistiller.experiments.report.study import tested as without_selection
 from mdistiller.experiments.study_layouts import CANDIDATES, FIXED, RULES_OUT, STUDY
+from mdistiller.experiments.tables import build_table
 from tools.report import main
 
 from .study_runs import grid, train
@@ -434,6 +439,66 @@ def test_evidence_has_every_table_with_its_command_and_the_notes(copy, tmp_path)
     assert {file.name for file in (page.parent / "evidence").iterdir()} == shown
     with pytest.raises(DataError, match="no records in"):
         write_evidence(tmp_path, tmp_path / "docs")
+
+
+def trained_by(lines: list[str]) -> set[tuple[str, str, int]]:
+    """Rows, columns and trials that lines of tools/reproduce.py ask for."""
+    found = set()
+    for line in lines:
+        words = shlex.split(line)[2:]
+        parser = argparse.ArgumentParser()
+        parser.add_argument("table")
+        for option in ("--dataset", "--record"):
+            parser.add_argument(option)
+        parser.add_argument("--trials", type=int)
+        for option in ("--pairs", "--methods"):
+            parser.add_argument(option, nargs="+", default=[])
+        end = next((n for n, word in enumerate(words) if word.startswith("SOLVER.")), len(words))
+        given = parser.parse_args(words[:end])
+        table = build_table(given.table, given.dataset, given.pairs, given.methods)
+        for cell, trial in itertools.product(table.cells, range(given.trials)):
+            found.add((cell.row.key, cell.column.key, trial))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fewer", "none", "count"),
+    [
+        ((), (), 1),
+        (("fixed0.2", "select0.2"), (), 2),
+        (("mean_weights", "alpha0.25"), ("rescale1", "shuffled"), 2),
+    ],
+)
+def test_the_commands_train_the_runs_on_record_and_no_others(copy, fewer, none, count):
+    path = record_file(copy, "grid_b", "digits")
+    kept = [
+        r
+        for r in read_records(path)
+        if r["row"] not in none and not (r["row"] in fewer and r["trial"] == 1)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    *lines, report = commands(load_recorded(copy, "grid_b", "digits"), copy, "")
+    assert report.startswith("python tools/report.py grid_b")
+    assert len(lines) == count
+    there = {(r["row"], r["column"], r["trial"]) for r in kept if r["row"] != "teacher"}
+    assert trained_by(lines) == there
+    trials = [int(re.search(r"--trials (\d+)", line)[1]) for line in lines]
+    assert trials == sorted(trials)
+
+
+def test_commands_of_pairs_with_different_trials(study, tmp_path):
+    request = grid(tmp_path, "grid_a", trials=2)
+    train(request)
+    path = record_file(request.record, "grid_a", "digits")
+    there = [r for r in read_records(path) if r["row"] != "teacher"]
+    first = there[0]["column"]
+    other = [{**r, "column": "wrn16_2_wrn16_1"} for r in there if r["trial"] == 0]
+    kept = [r for r in there if r["trial"] == 0 or r["row"].startswith("rkd")]
+    path.write_text("".join(json.dumps(r) + "\n" for r in kept + other))
+    *lines, _ = commands(load_recorded(request.record, "grid_a", "digits"), request.record, "")
+    assert trained_by(lines) == {(r["row"], r["column"], r["trial"]) for r in kept + other}
+    assert "--methods RKD" in lines[-1] and f"--pairs {first}" in lines[-1]
+    assert len(lines) == 2
 
 
 def test_evidence_has_both_selection_rules_where_they_differ(copy, tmp_path):

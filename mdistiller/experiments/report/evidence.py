@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from mdistiller.errors import DataError
-from mdistiller.experiments.pairs import PAIRS
-from mdistiller.experiments.tables import TABLES, build_table
+from mdistiller.experiments.tables import TABLES
 
+from .commands import commands
 from .comparison import RULES, at_equal_epochs, at_equal_time, compare_rows, costs
 from .document import Block, Heading, Listing, Picture, Text
 from .dynamics import dynamics_tables
@@ -91,7 +90,8 @@ def _section(
         pictures[f"{stem}.png"] = save_png(one.figure)
     heading = f"## {plan.title}: {plan.dataset}" + (f", settings {settings}" if settings else "")
     blocks = blocks_to_markdown(list(_blocks(plan, name, drawn, rule)))
-    return [heading, _commands(plan, folder, settings), *_note(folder, name), blocks], pictures
+    shell = "\n".join(("```sh", *commands(plan, folder, settings), "```"))
+    return [heading, shell, *_note(folder, name), blocks], pictures
 
 
 def _note(folder: Path, name: str) -> list[str]:
@@ -100,24 +100,6 @@ def _note(folder: Path, name: str) -> list[str]:
         return [path.read_text().strip()] if path.exists() else []
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error})") from None
-
-
-def _commands(plan: Plan, folder: Path, chosen: str) -> str:
-    """What trains these runs and what reports on them, as a block of shell."""
-    trials = 1 + max(run.trial for run in plan.runs)
-    words = ["python", "tools/reproduce.py", plan.table, "--dataset", plan.dataset]
-    words += ["--trials", str(trials), "--record", str(folder)]
-    usual = [column.key for column in build_table(plan.table, plan.dataset).columns]
-    columns = [column.key for column in plan.columns]
-    if columns != usual and all(key in PAIRS for key in columns):
-        words += ["--pairs", *columns]
-    given = dict(zip(plan.overrides[0::2], plan.overrides[1::2], strict=True))
-    options = [word for key in given if key.startswith("--") for word in (key, given[key])]
-    settings = [word for key in given if not key.startswith("--") for word in (key, given[key])]
-    report = ["python", "tools/report.py", plan.table, "--dataset", plan.dataset]
-    report += ["--records", str(folder), *(["--settings", chosen] if chosen else [])]
-    lines = (shlex.join([*words, *options, *settings]), shlex.join(report))
-    return "\n".join(("```sh", *lines, "```"))
 
 
 def _blocks(plan: Plan, name: str, drawn: list[Drawn], rule: str) -> Iterator[Block]:
