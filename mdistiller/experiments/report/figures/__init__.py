@@ -40,7 +40,8 @@ _FIGURES = (
     ("curves", accuracy_curves, "Test accuracy while training; " + _BAND + "; the "
      "lower of two panels enlarges the last quarter. Dashed and hollow: baseline."),
     ("equal_time", equal_time, "Test accuracy against training time (validation left out); "
-     "mean over trials, per panel of the runs on the machine that has most of its rows. The "
+     "mean over trials, per panel of one machine and one number of runs that share a "
+     "process, whichever most of its rows have; a row without such runs is missing. The "
      "dotted line is where the fastest baseline ended."),
     ("weights", weights, "Weights of the two losses while training (Figure 3), as they multiply "
      "the configured losses; " + _BAND + "."),
