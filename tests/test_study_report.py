@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import re
@@ -39,6 +38,7 @@ from mdistiller.experiments.report.study import tested as without_selection
 from mdistiller.experiments.study_layouts import CANDIDATES, FIXED, RULES_OUT, STUDY
 from mdistiller.experiments.tables import build_table
 from tools.report import main
+from tools.reproduce import parse_arguments
 
 from .study_runs import grid, train
 
@@ -441,24 +441,21 @@ def test_evidence_has_every_table_with_its_command_and_the_notes(copy, tmp_path)
         write_evidence(tmp_path, tmp_path / "docs")
 
 
-def trained_by(lines: list[str]) -> set[tuple[str, str, int]]:
+@pytest.fixture
+def trained_by(monkeypatch):
     """Rows, columns and trials that lines of tools/reproduce.py ask for."""
-    found = set()
-    for line in lines:
-        words = shlex.split(line)[2:]
-        parser = argparse.ArgumentParser()
-        parser.add_argument("table")
-        for option in ("--dataset", "--record"):
-            parser.add_argument(option)
-        parser.add_argument("--trials", type=int)
-        for option in ("--pairs", "--methods"):
-            parser.add_argument(option, nargs="+", default=[])
-        end = next((n for n, word in enumerate(words) if word.startswith("SOLVER.")), len(words))
-        given = parser.parse_args(words[:end])
-        table = build_table(given.table, given.dataset, given.pairs, given.methods)
-        for cell, trial in itertools.product(table.cells, range(given.trials)):
-            found.add((cell.row.key, cell.column.key, trial))
-    return found
+
+    def expand(lines: list[str]) -> set[tuple[str, str, int]]:
+        found = set()
+        for line in lines:
+            monkeypatch.setattr("sys.argv", shlex.split(line)[1:])
+            given = parse_arguments()
+            table = build_table(given.table, given.dataset, given.pairs, given.methods)
+            for cell, trial in itertools.product(table.cells, range(given.trials)):
+                found.add((cell.row.key, cell.column.key, trial))
+        return found
+
+    return expand
 
 
 @pytest.mark.parametrize(
@@ -469,7 +466,7 @@ def trained_by(lines: list[str]) -> set[tuple[str, str, int]]:
         (("mean_weights", "alpha0.25"), ("rescale1", "shuffled"), 2),
     ],
 )
-def test_the_commands_train_the_runs_on_record_and_no_others(copy, fewer, none, count):
+def test_the_commands_train_the_runs_on_record_and_no_others(copy, trained_by, fewer, none, count):
     path = record_file(copy, "grid_b", "digits")
     kept = [
         r
@@ -486,7 +483,7 @@ def test_the_commands_train_the_runs_on_record_and_no_others(copy, fewer, none, 
     assert trials == sorted(trials)
 
 
-def test_commands_of_pairs_with_different_trials(study, tmp_path):
+def test_commands_of_pairs_with_different_trials(study, trained_by, tmp_path):
     request = grid(tmp_path, "grid_a", trials=2)
     train(request)
     path = record_file(request.record, "grid_a", "digits")

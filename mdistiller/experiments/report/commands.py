@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from mdistiller.experiments.pairs import PAIRS
-from mdistiller.experiments.tables import build_table
+from mdistiller.experiments.tables import Table, build_table
 
 from .plan import Plan
 
@@ -54,13 +54,12 @@ def _parts(plan: Plan) -> list[tuple[int, list[str]]]:
     parts = []
     for (level, rows), group in sorted(found.items(), key=lambda item: item[0][0]):
         pairs = ["--pairs", *group] if group != usual and group[0] in PAIRS else []
-        parts.append((level, [*pairs, *_methods(plan, rows)]))
+        parts.append((level, [*pairs, *_methods(whole, rows)]))
     return parts
 
 
-def _methods(plan: Plan, rows: tuple[str, ...]) -> list[str]:
+def _methods(whole: Table, rows: tuple[str, ...]) -> list[str]:
     """--methods and the shortest list of methods and rows that means these rows."""
-    whole = build_table(plan.table, plan.dataset)
     if len(rows) == len(whole.rows):
         return []
     by_method: dict[str, list[str]] = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
-from .statistics import LEVEL, Interval
+from .statistics import Interval, t_reach, welch
 
 # What grids are to tell apart, in percentage points.
 HALF_WIDTH = 0.15
@@ -29,21 +28,16 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> float:
 def expected_half_width(groups: Sequence[Sequence[float]], counts: int | Sequence[int]) -> float:
     """Half-width of the interval of :func:`~.statistics.mean_interval` with other trial counts.
 
-    The deviations s_c of the C groups are taken from the values at hand:
-    ``t(0.975; df) sqrt(sum s_c^2 / n_c) / C``, with Welch and Satterthwaite's df
-    ``(sum s_c^2 / n_c)^2 / sum (s_c^2 / n_c)^2 / (n_c - 1)``.
+    The deviations of the groups are taken from the values at hand, the rest is
+    :func:`~.statistics.welch`.
 
     Args:
         groups: paired differences, [C][n at hand], two or more in each.
         counts: trials n_c of each group, [C], or of every group; 2 or more.
     """
-    counts = np.broadcast_to(np.asarray(counts), len(groups))
-    shares = np.array([np.var(g, ddof=1) for g in groups]) / counts
-    if shares.sum() == 0:
-        return 0.0
-    df = shares.sum() ** 2 / (shares**2 / (counts - 1)).sum()
-    error = np.sqrt(shares.sum()) / len(groups)
-    return float(stats.t.ppf((1 + LEVEL) / 2, df) * error)
+    variances = [np.var(g, ddof=1) for g in groups]
+    error, df = welch(variances, np.broadcast_to(np.asarray(counts), len(groups)))
+    return t_reach(error, df) if error else 0.0
 
 
 def trials_needed(groups: Sequence[Sequence[float]], width: float = HALF_WIDTH) -> int | None:

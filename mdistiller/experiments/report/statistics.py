@@ -49,6 +49,30 @@ class Interval:
     n: int
 
 
+def welch(variances: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Standard error of the mean over C groups of their means, and its degrees of freedom.
+
+    ``sqrt(sum v_c) / C`` and ``(sum v_c)^2 / sum (v_c^2 / (n_c - 1))`` with ``v_c = s_c^2 / n_c``
+    (Welch, Satterthwaite). Without any variance the error is 0 and df is NaN.
+
+    Args:
+        variances: s_c^2 of each group, divisor n - 1, [C].
+        counts: n_c of each group, 2 or more, [C].
+    """
+    counts = np.asarray(counts)
+    each = np.asarray(variances) / counts
+    total = float(each.sum())
+    if total == 0:
+        return 0.0, math.nan
+    df = 1 / float(np.sum((each / total) ** 2 / (counts - 1)))
+    return math.sqrt(total) / len(each), df
+
+
+def t_reach(error: float, df: float) -> float:
+    """Half the length of the two-sided 95 % t interval."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+
+
 def mean_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
     """The mean over groups of each group's mean paired difference, with its interval.
 
@@ -67,14 +91,11 @@ def mean_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
     mean = float(np.mean([g.mean() for g in groups]))
     if min(map(len, groups)) < 2:
         return Interval(mean, math.nan, math.nan, math.nan, math.nan, n)
-    variances = np.array([g.var(ddof=1) / len(g) for g in groups])
-    error = math.sqrt(variances.sum()) / len(groups)
+    error, df = welch([g.var(ddof=1) for g in groups], [len(g) for g in groups])
     # Equal differences may leave rounding noise as their deviation.
     if error <= 1e-12 * max(np.abs(np.concatenate(groups)).max(), 1e-300):
         return Interval(mean, mean, mean, math.nan, math.nan, n)
-    shares = variances / variances.sum()
-    df = float(1 / np.sum(shares**2 / [len(g) - 1 for g in groups]))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+    reach = t_reach(error, df)
     p = float(2 * stats.t.sf(abs(mean) / error, df))
     return Interval(mean, mean - reach, mean + reach, df, p, n)
 
