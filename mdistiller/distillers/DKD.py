@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ._base import Distiller
-from ._common import need_argument, warmup_factor
-
-
-def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of target against rest [B, 2], and within the rest [B, C - 1]."""
-    classes = torch.arange(logits.shape[1] - 1, device=logits.device)
-    others = classes + (classes >= target[:, None])
-    rest = logits.gather(1, others)
-    mass = rest.logsumexp(dim=1, keepdim=True)
-    target_or_rest = torch.cat([logits.gather(1, target[:, None]), mass], dim=1)
-    return F.log_softmax(target_or_rest, dim=1), rest - mass
+from ._common import divergence, need_argument, split_target, warmup_factor
 
 
 def dkd_loss(
@@ -27,6 +15,7 @@ def dkd_loss(
     alpha: float,
     beta: float,
     temperature: float,
+    per_sample: bool = False,
 ) -> Tensor:
     """``alpha`` times target-class plus ``beta`` times non-target-class distillation.
 
@@ -38,14 +27,15 @@ def dkd_loss(
         target: class labels [B].
         alpha, beta: weights of the two parts.
         temperature: softens all distributions.
+        per_sample: return [B] instead of the mean over the batch.
 
     Returns:
-        Scalar, the mean over the batch.
+        Scalar, or [B].
     """
-    binary_s, rest_s = _split(logits_student / temperature, target)
-    binary_t, rest_t = _split(logits_teacher / temperature, target)
-    tckd = F.kl_div(binary_s, binary_t, reduction="batchmean", log_target=True)
-    nckd = F.kl_div(rest_s, rest_t, reduction="batchmean", log_target=True)
+    binary_s, rest_s = split_target(logits_student / temperature, target)
+    binary_t, rest_t = split_target(logits_teacher / temperature, target)
+    tckd = divergence(binary_s, binary_t, per_sample, log_target=True)
+    nckd = divergence(rest_s, rest_t, per_sample, log_target=True)
     return (alpha * tckd + beta * nckd) * temperature**2
 
 

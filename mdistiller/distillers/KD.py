@@ -6,22 +6,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._base import Distiller
+from ._common import divergence
 
 
-def kd_loss(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
+def kd_loss(
+    logits_student: Tensor,
+    logits_teacher: Tensor,
+    temperature: float | Tensor,
+    per_sample: bool = False,
+) -> Tensor:
     """KL divergence of the softened predictions, times the squared temperature.
 
     Args:
         logits_student, logits_teacher: [B, C].
         temperature: softens both distributions; the square keeps the gradient's size.
+        per_sample: return [B] instead of the mean over the batch.
 
     Returns:
-        Scalar, the mean over the batch.
+        Scalar, or [B].
     """
     log_p_student = F.log_softmax(logits_student / temperature, dim=1)
     p_teacher = F.softmax(logits_teacher / temperature, dim=1)
-    divergence = F.kl_div(log_p_student, p_teacher, reduction="batchmean")
-    return divergence * temperature**2
+    return divergence(log_p_student, p_teacher, per_sample) * temperature**2
 
 
 class KD(Distiller):

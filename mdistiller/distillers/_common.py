@@ -71,6 +71,35 @@ def warmup_factor(epoch: float, warmup: float) -> float:
     return min(epoch / warmup, 1.0) if warmup > 0 else 1.0
 
 
+def split_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of target against rest [B, 2], and within the rest [B, C - 1].
+
+    Args:
+        logits: [B, C].
+        target: class labels [B].
+    """
+    classes = torch.arange(logits.shape[1] - 1, device=logits.device)
+    others = classes + (classes >= target[:, None])
+    rest = logits.gather(1, others)
+    mass = rest.logsumexp(dim=1, keepdim=True)
+    target_or_rest = torch.cat([logits.gather(1, target[:, None]), mass], dim=1)
+    return F.log_softmax(target_or_rest, dim=1), rest - mass
+
+
+def divergence(
+    log_p: Tensor, target: Tensor, per_sample: bool = False, log_target: bool = False
+) -> Tensor:
+    """KL divergence of ``target`` from the log-probabilities ``log_p``, both [B, C].
+
+    Args:
+        per_sample: return [B] instead of the mean over the batch, a scalar.
+        log_target: ``target`` holds log-probabilities, too.
+    """
+    if per_sample:
+        return F.kl_div(log_p, target, reduction="none", log_target=log_target).sum(dim=1)
+    return F.kl_div(log_p, target, reduction="batchmean", log_target=log_target)
+
+
 def count(parameters: Iterable[Tensor]) -> int:
     """How many numbers the tensors hold together."""
     return sum(p.numel() for p in parameters)

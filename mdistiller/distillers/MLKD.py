@@ -1,0 +1,102 @@
+"""Multi-level Logit Distillation (Jin et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .KD import kd_loss
+from .LSKD import standardize
+
+
+def _probabilities(logits_student: Tensor, logits_teacher: Tensor, temperature: float):
+    return (F.softmax(z / temperature, dim=1) for z in (logits_student, logits_teacher))
+
+
+def batch_relations(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
+    """Per sample, squared differences of its similarities with the batch.
+
+    Args:
+        logits_student, logits_teacher: [B, C].
+        temperature: softens both; there is no squared factor.
+
+    Returns:
+        [B]; the mean is the batch-level loss |P_s P_s' - P_t P_t'|^2 / B.
+    """
+    p_s, p_t = _probabilities(logits_student, logits_teacher, temperature)
+    return (p_s @ p_s.t() - p_t @ p_t.t()).pow(2).sum(dim=1)
+
+
+def class_relations(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
+    """Per class, squared differences of its similarities with the other classes.
+
+    Args:
+        logits_student, logits_teacher: [B, C].
+        temperature: softens both; there is no squared factor.
+
+    Returns:
+        [C]; the mean is the class-level loss |P_s' P_s - P_t' P_t|^2 / C.
+    """
+    p_s, p_t = _probabilities(logits_student, logits_teacher, temperature)
+    return (p_s.t() @ p_s - p_t.t() @ p_t).pow(2).sum(dim=1)
+
+
+def _unsure(confidence: Tensor) -> Tensor:
+    """1 for the entries of ``confidence`` that are at most the median, else 0."""
+    return (confidence <= confidence.quantile(0.5)).to(confidence.dtype)
+
+
+def mlkd_losses(
+    weak: tuple[Tensor, Tensor],
+    strong: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 4.0,
+    standardized: bool = False,
+    as_coded: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Instance-, batch- and class-level losses, each a sum over five temperatures.
+
+    On the weak view the samples and classes count of which the teacher is not sure: those up to
+    the median of its confidence.
+
+    Args:
+        weak, strong: logits (student's, teacher's), each [B, C], of the batch under weak and
+            under strong augmentation; None for one view only.
+        temperature: the first of the temperatures; the others are 3, 5, 2 and 6.
+        standardized: standardise the logits of the instance terms, and of them alone
+            (arXiv:2403.01427).
+        as_coded: follow the authors' program, whose results are the published ones. There the
+            masks multiply losses that are means already, so they only scale; the strong view's
+            instance terms at 2 and 6 are the weak view's; its batch and class terms are left
+            out. False: masks select, and the strong view has all terms.
+
+    Returns:
+        Three scalars, without loss weights.
+    """
+    temperatures = (temperature, 3, 5, 2, 6)
+    change = standardize if standardized else (lambda z: z)
+    confidence = weak[1].softmax(dim=1)
+    samples, classes = _unsure(confidence.amax(dim=1)), _unsure(confidence.sum(dim=0))
+
+    def total(kind: Callable, pair: tuple[Tensor, Tensor], chosen=temperatures) -> Tensor:
+        """[B] or [C], summed over the temperatures."""
+        return sum(kind(*pair, t) for t in chosen)
+
+    def instance(student: Tensor, teacher: Tensor, t: float) -> Tensor:
+        return kd_loss(change(student), change(teacher), t, per_sample=True)
+
+    kinds = ((instance, samples), (batch_relations, samples), (class_relations, classes))
+    if as_coded:
+        losses = [mask.mean() * total(kind, weak).mean() for kind, mask in kinds]
+        if strong is not None:
+            extra = total(instance, strong, temperatures[:3]) + total(instance, weak, (2, 6))
+            losses[0] = losses[0] + extra.mean()
+    else:
+        losses = [(mask * total(kind, weak)).mean() for kind, mask in kinds]
+        if strong is not None:
+            losses = [
+                loss + total(kind, strong).mean()
+                for loss, (kind, _) in zip(losses, kinds, strict=True)
+            ]
+    return tuple(losses)
