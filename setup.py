@@ -23,7 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mdistiller", "mdistiller.*"]),
-    package_data={"mdistiller.dataset": ["glyph_font_packages.txt"]},
+    package_data={"mdistiller.dataset.glyphs": ["glyph_font_packages.txt"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={

@@ -19,9 +19,9 @@ from mdistiller.distillers import Distiller  # noqa: E402
 from mdistiller.engine import BaseTrainer, trainer_dict  # noqa: E402
 from mdistiller.engine.cfg import CFG, load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
-from mdistiller.engine.listing import count_macs  # noqa: E402
-from mdistiller.engine.result import device_name, source_commit  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
+from mdistiller.engine.rundir.result import device_name, source_commit  # noqa: E402
+from mdistiller.listing import count_macs  # noqa: E402
 from mdistiller.models import build_model  # noqa: E402
 
 CLASSES, SIZE = 100, 32

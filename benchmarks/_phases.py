@@ -11,8 +11,8 @@ from unittest import mock
 import _common as common
 import torch
 
-from mdistiller.engine import crossbatch
-from mdistiller.engine.gradients import GradientRows
+from mdistiller.engine.trainers import crossbatch
+from mdistiller.engine.trainers.gradients import GradientRows
 
 PHASES = ("data", "teacher", "forward", "backward", "weighting", "optimizer")
 

@@ -11,12 +11,12 @@ import _common as common
 import torch
 
 from mdistiller.engine import BaseTrainer
-from mdistiller.engine.clock import SharedTime
 from mdistiller.engine.epoch import measure
-from mdistiller.engine.finite import FiniteWatch
-from mdistiller.engine.sharing import Shared
+from mdistiller.engine.meters import DeviceMeter, accuracy
+from mdistiller.engine.runtime.finite import FiniteWatch
 from mdistiller.engine.trainer import StepResult
-from mdistiller.engine.utils import DeviceMeter, accuracy
+from mdistiller.experiments.fleet.clock import SharedTime
+from mdistiller.experiments.fleet.sharing import Shared
 from mdistiller.seeding import global_state, set_global_state
 
 # Batches of the toy data; more than one epoch is never timed, so their number does not matter.

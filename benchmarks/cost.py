@@ -28,9 +28,9 @@ from mdistiller.distillers import CRD  # noqa: E402
 from mdistiller.engine import BaseTrainer, trainer_dict  # noqa: E402
 from mdistiller.engine.cfg import load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
-from mdistiller.engine.memory import keep_freed_memory  # noqa: E402
-from mdistiller.engine.result import device_name  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
+from mdistiller.engine.rundir.result import device_name  # noqa: E402
+from mdistiller.engine.runtime.memory import keep_freed_memory  # noqa: E402
 from mdistiller.models import build_model  # noqa: E402
 
 # Training images, classes and image size.

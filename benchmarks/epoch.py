@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
-from mdistiller.engine.memory import keep_freed_memory
-from mdistiller.engine.utils import validate
+from mdistiller.engine.meters import validate
+from mdistiller.engine.runtime.memory import keep_freed_memory
 
 WAYS = {
     "vanilla": ("", ()),

@@ -31,9 +31,9 @@ from step import RATIOS, measure, spread, step_cells, summary
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
 from mdistiller.engine.cfg import experiment_name
-from mdistiller.engine.fleet import Fleet, Member
-from mdistiller.engine.memory import keep_freed_memory
 from mdistiller.engine.run import run_training
+from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.experiments.fleet.fleet import Fleet, Member
 from mdistiller.models import build_model
 
 METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")

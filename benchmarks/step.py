@@ -32,7 +32,7 @@ from _variants import OWN_PROCESS, VARIANTS, build
 
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
-from mdistiller.engine.memory import keep_freed_memory
+from mdistiller.engine.runtime.memory import keep_freed_memory
 from mdistiller.weighting import CrossBatchWeighting
 
 

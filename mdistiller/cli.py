@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from mdistiller.errors import MdistillerError
+from .errors import MdistillerError
 
 
 def exit_on_error(main: Callable[..., None]) -> Callable[..., None]:

@@ -1,10 +1,10 @@
-"""The choice of the device a run computes on."""
+"""The device a run computes on, and what it can do."""
 
 from __future__ import annotations
 
 import torch
 
-from mdistiller.errors import ConfigError
+from .errors import ConfigError
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -33,3 +33,8 @@ def resolve_device(name: str = "auto") -> torch.device:
     if not present.get(device.type, False):
         raise ConfigError(f"SOLVER.DEVICE {name!r} is not available on this machine; use auto")
     return device
+
+
+def solve_dtype(device: torch.device) -> torch.dtype:
+    """float64 where ``device`` has it; float32 on mps, which does not."""
+    return torch.float32 if device.type == "mps" else torch.float64

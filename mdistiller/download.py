@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
-from mdistiller.errors import DataError
+from .errors import DataError
 
 ATTEMPTS = 3
 WAIT_SECONDS = 1.0  # before the second attempt; twice as long before each further one

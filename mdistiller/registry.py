@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mdistiller.errors import UnknownNameError
+from .errors import UnknownNameError
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

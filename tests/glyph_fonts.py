@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from fontTools.ttLib import TTCollection, TTFont
 
-from mdistiller.dataset._font_packages import folder_packages
+from mdistiller.dataset.glyphs.font_packages import folder_packages
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mdistiller.commands.train import main as train
 from mdistiller.dataset import ImageArray, Recipe, array_loaders, dataset_dict
-from mdistiller.dataset._font_packages import folder_packages
-from mdistiller.dataset._glyph_build import build_glyphs
-from mdistiller.engine.command import main as train
+from mdistiller.dataset.glyphs.build import build_glyphs
+from mdistiller.dataset.glyphs.font_packages import folder_packages
 from mdistiller.models import build_model
 from tools import download_teachers, export, make_glyphs, visualize
 from tools import eval as evaluation

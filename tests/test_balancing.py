@@ -13,7 +13,6 @@ from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer, trainer_dict
 from mdistiller.engine.cfg import CFG, dump_cfg
 from mdistiller.engine.check import check_config
-from mdistiller.engine.listing import _described
 from mdistiller.engine.run import assemble_distiller
 from mdistiller.errors import (
     CheckpointError,
@@ -22,6 +21,7 @@ from mdistiller.errors import (
     MdistillerError,
     NonFiniteError,
 )
+from mdistiller.listing import _described
 from mdistiller.models import build_model
 from mdistiller.weighting.aggregators import method_names
 
@@ -175,7 +175,7 @@ def test_decay_weights_by_epoch(tmp_path):
     ],
 )
 def test_decay_starts_at_the_methods_own_weight(tmp_path, method, opts, expected):
-    from mdistiller.engine.balancing import build_schedule
+    from mdistiller.engine.trainers.balancing import build_schedule
 
     cfg = config(tmp_path, "DISTILLER.TYPE", method, *opts)
     assert build_schedule(cfg).ce_from == expected

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from mdistiller.dataset import _font_packages as font_packages
+from mdistiller.commands.train import main as train
 from mdistiller.dataset import get_dataset, glyphs
-from mdistiller.dataset._font_packages import (
+from mdistiller.dataset.glyphs import font_packages
+from mdistiller.dataset.glyphs.build import build_glyphs
+from mdistiller.dataset.glyphs.font_packages import (
     PACKAGE_LIST,
     FontPackage,
     debian_packages,
     folder_packages,
     read_package_list,
 )
-from mdistiller.dataset._glyph_build import build_glyphs
-from mdistiller.dataset._render import render_file
-from mdistiller.engine.command import main as train
+from mdistiller.dataset.glyphs.render import render_file
 from mdistiller.errors import DataError
 from tests.glyph_fonts import changed_font, copy_font, fake_dpkg, font_folder, renamed
 from tests.test_dataset_sets import config, message_of

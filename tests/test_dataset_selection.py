@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mdistiller.dataset import get_dataset
 from mdistiller.dataset._selection import select
 from mdistiller.engine.cfg import CFG, load_cfg
-from mdistiller.engine.resume import config_changes, relevant_config
+from mdistiller.engine.rundir.resume import config_changes, relevant_config
 from mdistiller.errors import DataError
 from mdistiller.experiments.estimate import images_of, work_of
 from mdistiller.experiments.job import identity, identity_hash

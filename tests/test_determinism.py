@@ -16,7 +16,10 @@ from mdistiller.dataset._folder import _open_folder
 from mdistiller.dataset.tiny_imagenet import train_transform, val_transform
 from mdistiller.distillers import CRD
 from mdistiller.engine import trainer_dict
-from mdistiller.engine.determinism import name_nondeterministic, use_deterministic_algorithms
+from mdistiller.engine.runtime.determinism import (
+    name_nondeterministic,
+    use_deterministic_algorithms,
+)
 from mdistiller.errors import ConfigError
 
 from .test_dataset_folder import save

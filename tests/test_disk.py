@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdistiller.engine.files import whole_file, write_text
+from mdistiller.engine.rundir.files import whole_file, write_text
 from mdistiller.errors import CheckpointError, InterruptedRun, MdistillerError
 
 from .test_kill import CONTEXT, train_few

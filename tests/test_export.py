@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from mdistiller.engine import export
-from mdistiller.engine.export import FORMATS, export_checkpoint, image_size
+from mdistiller import export
 from mdistiller.errors import MdistillerError, UnknownNameError
+from mdistiller.export import FORMATS, export_checkpoint, image_size
 from mdistiller.models import build_model
 from tools.export import main
 

@@ -20,14 +20,14 @@ from mdistiller.dataset import digits
 from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer
 from mdistiller.engine.cfg import experiment_name, load_cfg
-from mdistiller.engine.clock import SharedTime
-from mdistiller.engine.fleet import Fleet, Member
-from mdistiller.engine.lock import is_locked
-from mdistiller.engine.precision import FrozenTeacher
-from mdistiller.engine.records import RunRecord
 from mdistiller.engine.run import run_training
-from mdistiller.engine.sharing import SharedStream
+from mdistiller.engine.rundir.lock import is_locked
+from mdistiller.engine.rundir.records import RunRecord
+from mdistiller.engine.runtime.precision import FrozenTeacher
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError, NonFiniteError
+from mdistiller.experiments.fleet.clock import SharedTime
+from mdistiller.experiments.fleet.fleet import Fleet, Member
+from mdistiller.experiments.fleet.sharing import SharedStream
 from mdistiller.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

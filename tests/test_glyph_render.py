@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from mdistiller.dataset._glyph_split import split_packages, twins
-from mdistiller.dataset._render import CHARACTERS, render_file
+from mdistiller.dataset.glyphs.render import CHARACTERS, render_file
+from mdistiller.dataset.glyphs.split import split_packages, twins
 from tests.glyph_fonts import FONTS, changed_font, collection, copy_font, remapped
 
 

@@ -130,7 +130,7 @@ sys.addaudithook(hook)
 import mdistiller
 for module in pkgutil.walk_packages(mdistiller.__path__, "mdistiller."):
     importlib.import_module(module.name)
-from mdistiller.engine.command import main
+from mdistiller.commands.train import main
 main(sys.argv[1:])
 assert opened == [], opened
 try:

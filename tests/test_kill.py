@@ -37,7 +37,7 @@ KILLS_PER_CASE = -(-KILLS // len(CASES))
 
 # Forked from a server that has torch loaded: a process of its own without seconds of imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mdistiller.engine.command", "sklearn.datasets", "tests.test_kill"])
+CONTEXT.set_forkserver_preload(["mdistiller.commands.train", "sklearn.datasets", "tests.test_kill"])
 
 
 def train_few(arguments: list[str], log: str) -> None:
@@ -47,8 +47,8 @@ def train_few(arguments: list[str], log: str) -> None:
     """
     import sklearn.datasets
 
+    from mdistiller.commands.train import main
     from mdistiller.dataset import digits
-    from mdistiller.engine.command import main
 
     everything = sklearn.datasets.load_digits()
     few = {key: everything[key][:IMAGES] for key in ("images", "target")}

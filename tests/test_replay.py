@@ -10,8 +10,8 @@ import torch
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine import trainer_dict
 from mdistiller.engine.check import check_config
-from mdistiller.engine.records import read_lines
-from mdistiller.engine.replay import read_weights
+from mdistiller.engine.rundir.records import read_lines
+from mdistiller.engine.trainers.replay import read_weights
 from mdistiller.errors import CheckpointError, ConfigError, InterruptedRun
 from mdistiller.seeding import generator
 

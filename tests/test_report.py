@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from mdistiller.experiments.report import load_plan, write_report
-from mdistiller.experiments.report.comparison import (
+from mdistiller.report import load_plan, write_report
+from mdistiller.report.comparison import (
     accuracy_within,
     at_equal_epochs,
     at_equal_time,
     compare_rows,
     costs,
 )
-from mdistiller.experiments.report.contents import build
-from mdistiller.experiments.report.csv_files import cells_csv, runs_csv
-from mdistiller.experiments.report.facts import facts
-from mdistiller.experiments.report.markdown import to_markdown
-from mdistiller.experiments.report.tables import accuracy_table, state_table
+from mdistiller.report.contents import build
+from mdistiller.report.csv_files import cells_csv, runs_csv
+from mdistiller.report.facts import facts
+from mdistiller.report.markdown import to_markdown
+from mdistiller.report.tables import accuracy_table, state_table
 
 from .report_runs import NAMES, write_kd, write_run
 

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdistiller.errors import DataError, MdistillerError
-from mdistiller.experiments.report import find_root, load_plan, write_report
-from mdistiller.experiments.report.contents import build
-from mdistiller.experiments.report.csv_files import cells_csv, runs_csv
-from mdistiller.experiments.report.document import Document, Table
-from mdistiller.experiments.report.figures import draw
-from mdistiller.experiments.report.latex import escape, to_latex
-from mdistiller.experiments.report.markdown import to_markdown
+from mdistiller.report import find_root, load_plan, write_report
+from mdistiller.report.contents import build
+from mdistiller.report.csv_files import cells_csv, runs_csv
+from mdistiller.report.document import Document, Table
+from mdistiller.report.figures import draw
+from mdistiller.report.latex import escape, to_latex
+from mdistiller.report.markdown import to_markdown
 
 from .report_runs import column, rows_of, simulate, write_kd, write_plan
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mdistiller.experiments.report import numbers
-from mdistiller.experiments.report.statistics import holm, mean_interval, sign_test, spread
+from mdistiller.report import numbers
+from mdistiller.report.statistics import holm, mean_interval, sign_test, spread
 
 POINTS = st.floats(-5, 5).map(lambda x: round(x, 2))
 

@@ -17,15 +17,12 @@ from PIL import Image
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.run import run_training
 from mdistiller.errors import DataError
-from mdistiller.experiments.report import compare_runs, load_plan
-from mdistiller.experiments.report.comparison import costs
-from mdistiller.experiments.report.figures import draw, save
-from mdistiller.experiments.report.figures.sensitivity import (
-    sensitivity_absolute,
-    sensitivity_relative,
-)
-from mdistiller.experiments.report.figures.style import line_style
 from mdistiller.models import build_model
+from mdistiller.report import compare_runs, load_plan
+from mdistiller.report.comparison import costs
+from mdistiller.report.figures import draw, save
+from mdistiller.report.figures.sensitivity import sensitivity_absolute, sensitivity_relative
+from mdistiller.report.figures.style import line_style
 from tools.report import main
 
 from .report_runs import column, rows_of, simulate, write_plan, write_run

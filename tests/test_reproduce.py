@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdistiller.engine.lock import is_locked
+from mdistiller.engine.rundir.lock import is_locked
 from mdistiller.experiments import Request, make_plan
 from mdistiller.models import build_model
 

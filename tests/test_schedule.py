@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mdistiller.engine.lock import claim, is_locked
+from mdistiller.engine.rundir.lock import claim, is_locked
 from mdistiller.errors import ConfigError
 from mdistiller.experiments import ALL, describe, make_plan
 from mdistiller.experiments.estimate import TimeModel
-from mdistiller.experiments.fleets import plan_fleets
+from mdistiller.experiments.fleet.grouping import plan_fleets
 from mdistiller.experiments.job import Job, command
 from mdistiller.experiments.schedule import Schedule
 
@@ -206,7 +206,7 @@ def test_fleets_of_a_size_are_even_and_kinds_stay_apart(tmp_path) -> None:
 def test_the_command_of_a_fleet_holds_its_jobs(plan) -> None:
     jobs = [run.job for run in plan.runs[:2]]
     *_, module, parent, one, other = command(jobs)
-    assert (module, parent) == ("mdistiller.experiments.fleet_process", "PARENT")
+    assert (module, parent) == ("mdistiller.experiments.fleet.process", "PARENT")
     assert [Job(f, tuple(opts)) for f, *opts in map(json.loads, (one, other))] == jobs
     assert command(jobs[:1])[1] == "mdistiller.experiments.tether"
 

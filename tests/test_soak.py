@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.soak import MIB, judge, main
-from mdistiller.engine.crossbatch import CrossBatchTrainer
+from mdistiller.engine.trainers.crossbatch import CrossBatchTrainer
 
 OPTS = (
     *("SOLVER.BATCH_SIZE", "4", "DISTILLER.TEACHER", "resnet8", "SOLVER.DEVICE", "cpu"),

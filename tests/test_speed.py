@@ -15,12 +15,13 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from mdistiller.distillers import KD, OFD
-from mdistiller.distillers._folding import fold_batchnorm, foldable_pairs
 from mdistiller.distillers.crossbatch_methods import CrossBatchKD
-from mdistiller.engine import CrossBatchTrainer, precision
+from mdistiller.engine import CrossBatchTrainer
 from mdistiller.engine.cfg import CFG
 from mdistiller.engine.check import check_config
-from mdistiller.engine.precision import FrozenTeacher
+from mdistiller.engine.runtime import precision
+from mdistiller.engine.runtime.folding import fold_batchnorm, foldable_pairs
+from mdistiller.engine.runtime.precision import FrozenTeacher
 from mdistiller.errors import ConfigError
 from mdistiller.models import (
     cifar_model_dict,
@@ -313,7 +314,7 @@ def test_compiled_teacher_is_the_same_function_for_every_batch_size():
 
 FAULTS = """
 import resource, sys, torch
-from mdistiller.engine.memory import keep_freed_memory
+from mdistiller.engine.runtime.memory import keep_freed_memory
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 def work():
     for _ in range(5):

@@ -17,26 +17,21 @@ from mdistiller.errors import DataError
 from mdistiller.experiments import schedule
 from mdistiller.experiments.derive import relative_step
 from mdistiller.experiments.record import append, read_records, record_file
-from mdistiller.experiments.report import load_plan, load_recorded, write_evidence, write_report
-from mdistiller.experiments.report.commands import commands
-from mdistiller.experiments.report.comparison import (
-    at_equal_epochs,
-    at_equal_time,
-    compare_rows,
-    costs,
-)
-from mdistiller.experiments.report.contents import build
-from mdistiller.experiments.report.dynamics import STEP, dynamics_tables
-from mdistiller.experiments.report.facts import facts
-from mdistiller.experiments.report.figures import draw
-from mdistiller.experiments.report.markdown import to_markdown
-from mdistiller.experiments.report.numbers import fixed
-from mdistiller.experiments.report.power import expected_half_width, trials_needed, trials_to_add
-from mdistiller.experiments.report.statistics import mean_interval
-from mdistiller.experiments.report.study import choices, controls, longer, readings
-from mdistiller.experiments.report.study import tested as without_selection
-from mdistiller.experiments.study_layouts import CANDIDATES, FIXED, RULES_OUT, STUDY
 from mdistiller.experiments.tables import build_table
+from mdistiller.experiments.tables.study import CANDIDATES, FIXED, RULES_OUT, STUDY
+from mdistiller.report import load_plan, load_recorded, write_evidence, write_report
+from mdistiller.report.commands import commands
+from mdistiller.report.comparison import at_equal_epochs, at_equal_time, compare_rows, costs
+from mdistiller.report.contents import build
+from mdistiller.report.dynamics import STEP, dynamics_tables
+from mdistiller.report.facts import facts
+from mdistiller.report.figures import draw
+from mdistiller.report.markdown import to_markdown
+from mdistiller.report.numbers import fixed
+from mdistiller.report.power import expected_half_width, trials_needed, trials_to_add
+from mdistiller.report.statistics import mean_interval
+from mdistiller.report.study import choices, controls, longer, readings
+from mdistiller.report.study import tested as without_selection
 from tools.report import main
 from tools.reproduce import parse_arguments
 

@@ -11,8 +11,8 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.check import check_config
 from mdistiller.errors import ConfigError, UnknownNameError
 from mdistiller.experiments import TABLES, build_table, datasets
-from mdistiller.experiments.pairs import PAIRS
 from mdistiller.experiments.plan import trial_seed
+from mdistiller.experiments.tables.pairs import PAIRS
 
 CELLS = {"table1": 70, "table2": 24, "figure2a": 27, "figure2b": 27, "figure3": 12, "figure4": 6}
 # On two pairs each.

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from mdistiller.dataset import ArrayLoader, Recipe
 from mdistiller.distillers import CRD, distiller_dict
 from mdistiller.engine import BaseTrainer, trainer_dict
-from mdistiller.engine.distributed import World, piece_of
+from mdistiller.engine.runtime.distributed import World, piece_of
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
 from mdistiller.models import build_model
 
@@ -27,7 +27,7 @@ from .test_tools import DIGITS, ROOT, environment
 from .toys import CrossBatchToyHint, ToyHint, config, networks
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mdistiller.engine.command", "sklearn.datasets", "tests.test_kill"])
+CONTEXT.set_forkserver_preload(["mdistiller.commands.train", "sklearn.datasets", "tests.test_kill"])
 
 IMAGES = 33  # batches of 8 and one of 1, which leaves the second process without an image
 TOGETHER = {

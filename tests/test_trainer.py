@@ -8,19 +8,12 @@ import json
 import pytest
 import torch
 
+from mdistiller.console import log_msg
 from mdistiller.distillers import CRD, KD, Distiller, Vanilla, distiller_dict
 from mdistiller.engine import BaseTrainer, DistillationOrientedTrainer, trainer_dict
 from mdistiller.engine.cfg import CFG
-from mdistiller.engine.optim import build_optimizer
-from mdistiller.engine.utils import (
-    AverageMeter,
-    DeviceMeter,
-    accuracy,
-    adjust_learning_rate,
-    learning_rate,
-    log_msg,
-    validate,
-)
+from mdistiller.engine.meters import AverageMeter, DeviceMeter, accuracy, validate
+from mdistiller.engine.optim import adjust_learning_rate, build_optimizer, learning_rate
 from mdistiller.errors import CheckpointError, MdistillerError, NonFiniteError
 from mdistiller.models import cifar_model_dict
 
@@ -193,7 +186,7 @@ def test_starting_afresh_loses_nothing(tmp_path, capsys):
 
 
 def test_second_process_on_the_same_folder_is_refused(tmp_path):
-    from mdistiller.engine.folder import RunLock
+    from mdistiller.engine.rundir.folder import RunLock
 
     (tmp_path / "run").mkdir()
     lock = RunLock(tmp_path / "run")

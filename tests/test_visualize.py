@@ -19,8 +19,9 @@ from torch import nn
 
 from mdistiller.dataset import get_dataset
 from mdistiller.engine.cfg import CFG
-from mdistiller.experiments import visualize as module
-from mdistiller.experiments.visualize import (
+from mdistiller.models import build_model
+from mdistiller.report import visualize as module
+from mdistiller.report.visualize import (
     MIN_IMAGES,
     Responses,
     collect,
@@ -29,7 +30,6 @@ from mdistiller.experiments.visualize import (
     draw_maps,
     embed,
 )
-from mdistiller.models import build_model
 from tools.visualize import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.engine.export import FORMATS, export_checkpoint  # noqa: E402
+from mdistiller.export import FORMATS, export_checkpoint  # noqa: E402
 
 ALL = "all"
 EXAMPLES = """examples:

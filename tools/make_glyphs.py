@@ -10,14 +10,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.dataset._font_packages import (  # noqa: E402
+from mdistiller.dataset.glyphs.build import SIDES, build_glyphs  # noqa: E402
+from mdistiller.dataset.glyphs.font_packages import (
     PACKAGE_LIST,
     FontPackage,
     debian_packages,
     folder_packages,
     read_package_list,
 )
-from mdistiller.dataset._glyph_build import SIDES, build_glyphs  # noqa: E402
 from mdistiller.errors import ConfigError, DataError  # noqa: E402
 
 EXAMPLES = """examples:

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdistiller.cli import exit_on_error  # noqa: E402
 from mdistiller.experiments import RESULTS, STUDY  # noqa: E402
-from mdistiller.experiments.report import (  # noqa: E402
+from mdistiller.report import (
     Plan,
     compare_runs,
     find_root,

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdistiller.cli import exit_on_error  # noqa: E402
 from mdistiller.errors import ConfigError  # noqa: E402
-from mdistiller.experiments import (  # noqa: E402
+from mdistiller.experiments import (
     ALL,
     RESULTS,
     STUDY,

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdistiller.cli import exit_on_error  # noqa: E402
 from mdistiller.engine.cfg import load_cfg  # noqa: E402
-from mdistiller.experiments.visualize import visualize  # noqa: E402
+from mdistiller.report.visualize import visualize  # noqa: E402
 
 EXAMPLES = """examples:
   python tools/visualize.py --cfg configs/digits/kd.yaml \\

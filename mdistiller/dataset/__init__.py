@@ -13,14 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import (  # noqa: F401 (registers)
-    cifar100,
-    digits,
-    fashion_mnist,
-    glyphs,
-    imagenet,
-    tiny_imagenet,
-)
+from . import cifar100, digits, fashion_mnist, glyphs, imagenet, tiny_imagenet  # noqa: F401
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
 from ._contrastive import CONTRASTIVE_DISTILLERS, ContrastiveSampler, ContrastiveSettings
 from ._folder import FolderLoader, folder_loaders

@@ -12,14 +12,7 @@ from mdistiller.errors import ConfigError
 from mdistiller.models import image_size
 
 from ._base import Distiller
-from ._common import (
-    as_map,
-    count,
-    need_argument,
-    need_feature,
-    probe,
-    warmup_factor,
-)
+from ._common import as_map, count, need_argument, need_feature, probe, warmup_factor
 
 # Channels of the fused maps, at most.
 _MID_CHANNEL = 512
@@ -157,7 +150,7 @@ class ReviewKD(Distiller):
 
     def _layout(self, cfg) -> dict[str, list[int]]:
         """The four lists, as configured or else inferred."""
-        from mdistiller.engine.cfg import CFG  # the engine imports the distillers
+        from mdistiller.config.cfg import CFG  # the engine imports the distillers
 
         given = {key: list(cfg.REVIEWKD[key]) for key in _LAYOUT}
         inferred = [key for key in _LAYOUT if given[key] == list(CFG.REVIEWKD[key])]

@@ -2,17 +2,17 @@
 
 from mdistiller.registry import Registry
 
-from .balancing import (
+from .trainer import BaseTrainer, StepResult
+from .trainers.balancing import (
     DistillDecayTrainer,
     GradientCosineTrainer,
     GradNormTrainer,
     UncertaintyTrainer,
 )
-from .crossbatch import CrossBatchTrainer
-from .dot import CRDDOTTrainer, CRDTrainer, DistillationOrientedTrainer, DOTTrainer
-from .multitask import MultitaskTrainer
-from .replay import ReplayTrainer
-from .trainer import BaseTrainer, StepResult
+from .trainers.crossbatch import CrossBatchTrainer
+from .trainers.dot import CRDDOTTrainer, CRDTrainer, DistillationOrientedTrainer, DOTTrainer
+from .trainers.multitask import MultitaskTrainer
+from .trainers.replay import ReplayTrainer
 
 trainer_dict = Registry("trainer")
 trainer_dict.update(

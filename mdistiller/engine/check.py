@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from mdistiller.config.cfg import CROSSBATCH_PREFIX
 from mdistiller.dataset import dataset_dict
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CrossBatchDistiller, distiller_dict
@@ -14,13 +15,12 @@ from mdistiller.errors import ConfigError
 from mdistiller.models import model_dict_for
 
 from . import trainer_dict
-from .balancing import build_schedule
-from .cfg import CROSSBATCH_PREFIX
-from .crossbatch import REFERENCES, CrossBatchTrainer, build_weighting
-from .multitask import build_aggregator
 from .optim import optimizer_dict
-from .precision import check_amp, check_compile
-from .replay import read_weights
+from .runtime.precision import check_amp, check_compile
+from .trainers.balancing import build_schedule
+from .trainers.crossbatch import REFERENCES, CrossBatchTrainer, build_weighting
+from .trainers.multitask import build_aggregator
+from .trainers.replay import read_weights
 
 SCHEDULES = ("step", "cosine")
 

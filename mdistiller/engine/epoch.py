@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .finite import FiniteWatch
-from .utils import DeviceMeter, accuracy
+from .meters import DeviceMeter, accuracy
+from .runtime.finite import FiniteWatch
 
 
 @dataclass

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mdistiller.errors import InterruptedRun
 
 from .epoch import EpochSums
-from .folder import open_folder
-from .progress import Progress
-from .records import NoRecord, RunRecord, read_metrics
-from .result import run_result
-from .saving import Checkpoints
-from .signals import StopDuringValidation
-from .utils import adjust_learning_rate, validate
+from .meters import validate
+from .optim import adjust_learning_rate
+from .rundir.folder import open_folder
+from .rundir.progress import Progress
+from .rundir.records import NoRecord, RunRecord, read_metrics
+from .rundir.result import run_result
+from .rundir.saving import Checkpoints
+from .runtime.signals import StopDuringValidation
 
 if TYPE_CHECKING:
     from .trainer import BaseTrainer

@@ -1,7 +1,8 @@
-"""The optimizer that a configuration asks for."""
+"""The optimizer that a configuration asks for, and its learning rate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -38,3 +39,33 @@ def _adamw(parameters: Iterable[nn.Parameter], solver) -> Optimizer:
 def build_optimizer(parameters: Iterable[nn.Parameter], cfg) -> Optimizer:
     """The optimizer ``cfg.SOLVER.TYPE`` over ``parameters``, in one group."""
     return optimizer_dict[cfg.SOLVER.TYPE](list(parameters), cfg.SOLVER)
+
+
+def learning_rate(epoch: int, cfg) -> float:
+    """The learning rate of ``epoch`` (counted from 1) under ``cfg.SOLVER``.
+
+    Linear warm-up over the first WARMUP_EPOCHS, from LR / WARMUP_EPOCHS to LR. Then SCHEDULE
+    "step": times LR_DECAY_RATE after each of LR_DECAY_STAGES; or "cosine": from LR towards 0
+    over the remaining epochs (arXiv:1608.03983, without restarts).
+    """
+    solver = cfg.SOLVER
+    if epoch <= solver.WARMUP_EPOCHS:
+        return solver.LR * epoch / solver.WARMUP_EPOCHS
+    if solver.SCHEDULE == "cosine":
+        done = epoch - 1 - solver.WARMUP_EPOCHS
+        return (
+            solver.LR * (1 + math.cos(math.pi * done / (solver.EPOCHS - solver.WARMUP_EPOCHS))) / 2
+        )
+    decays = sum(epoch > stage for stage in solver.LR_DECAY_STAGES)
+    return solver.LR * solver.LR_DECAY_RATE**decays
+
+
+def adjust_learning_rate(epoch: int, cfg, optimizer: Optimizer) -> float:
+    """Set the learning rate of ``epoch`` in every parameter group and return it.
+
+    A group with an "lr_scale" gets that multiple of it.
+    """
+    lr = learning_rate(epoch, cfg)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
+    return lr

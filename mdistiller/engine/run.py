@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mdistiller.config.cfg import CFG, experiment_name, show_cfg
+from mdistiller.console import say
 from mdistiller.dataset import get_dataset
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CRD, Distiller, distiller_dict
@@ -15,13 +17,12 @@ from mdistiller.models.teachers import PUBLISHED_TOP1, build_model, load_teacher
 from mdistiller.seeding import derive_seed, seed_everything
 
 from . import trainer_dict
-from .cfg import CFG, experiment_name, show_cfg
 from .check import check_config
-from .determinism import name_nondeterministic, use_deterministic_algorithms
-from .distributed import joined_by_torchrun
-from .memory import keep_freed_memory
+from .meters import validate
+from .runtime.determinism import name_nondeterministic, use_deterministic_algorithms
+from .runtime.distributed import joined_by_torchrun
+from .runtime.memory import keep_freed_memory
 from .trainer import BaseTrainer
-from .utils import say, validate
 
 # A teacher this many points below its published accuracy is probably not the published one.
 TEACHER_TOLERANCE = 0.5

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
 
-from .clock import Clock
-from .distributed import World, piece_of, share_of
 from .epoch import EpochSums, StepResult, epoch_of
 from .loop import Loop, Position
 from .optim import build_optimizer
-from .precision import prepare
-from .signals import StopRequest
+from .runtime.clock import Clock
+from .runtime.distributed import World, piece_of, share_of
+from .runtime.precision import prepare
+from .runtime.signals import StopRequest
 
 # What a loader's tuple holds, in this order; the last ones only where a method needs them.
 BATCH_KEYS = ("image", "target", "index", "contrastive_index")

@@ -9,7 +9,7 @@ from mdistiller.errors import ConfigError
 
 from .board import Board
 from .derive import derive
-from .fleets import plan_fleets
+from .fleet.grouping import plan_fleets
 from .job import Job
 from .ledger import Ledger
 from .plan import Plan, Run, plan_run

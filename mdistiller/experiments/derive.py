@@ -10,7 +10,7 @@ from typing import Any
 from mdistiller.errors import DataError
 
 from .plan import scaled_epochs
-from .study_layouts import LONGER, TIMES_LONGER
+from .tables.study import LONGER, TIMES_LONGER
 
 # What a cross-batch trainer logs its means under.
 _NODE = "crossbatch"

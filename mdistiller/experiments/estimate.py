@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from mdistiller.device import resolve_device
-from mdistiller.engine.listing import count_macs
+from mdistiller.listing import count_macs
 from mdistiller.models import build_model
 from mdistiller.models.teachers import image_size
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import mdistiller
-from mdistiller.engine.cfg import CFG, PLACES, experiment_name, load_cfg, used_groups
-from mdistiller.engine.lock import is_locked
-from mdistiller.engine.records import read_metrics
+from mdistiller.config.cfg import CFG, PLACES, experiment_name, load_cfg, used_groups
+from mdistiller.engine.rundir.lock import is_locked
+from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.errors import ConfigError
 
 LOG_LINES = 8
@@ -190,7 +190,7 @@ def command(jobs: Sequence[Job]) -> list[str]:
     if len(jobs) == 1:
         return ["-m", "mdistiller.experiments.tether", PARENT, jobs[0].cfg_file, *jobs[0].opts]
     members = [json.dumps([job.cfg_file, *job.opts]) for job in jobs]
-    return ["-m", "mdistiller.experiments.fleet_process", PARENT, *members]
+    return ["-m", "mdistiller.experiments.fleet.process", PARENT, *members]
 
 
 def training_variables(threads: int) -> dict[str, str]:

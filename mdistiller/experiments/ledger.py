@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mdistiller.engine.records import WEIGHTS_FILE, read_metrics
+from mdistiller.engine.rundir.records import WEIGHTS_FILE, read_metrics
 from mdistiller.errors import DataError
 
 from .derive import Source

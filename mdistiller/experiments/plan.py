@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mdistiller.engine.cfg import load_cfg
+from mdistiller.config.cfg import load_cfg
 from mdistiller.engine.check import check_config
 from mdistiller.errors import CheckpointError, ConfigError
 from mdistiller.models.teachers import registered_checkpoint
 from mdistiller.seeding import derive_seed
 
 from .job import Job, identity_hash
-from .pairs import teacher_config
 from .tables import Cell, Table, build_table
+from .tables.pairs import teacher_config
 
 TEACHERS = "teachers"
 _TEACHER_FILE = "DISTILLER.TEACHER_CKPT"

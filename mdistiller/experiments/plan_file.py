@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mdistiller.engine.lock import claim
+from mdistiller.engine.rundir.lock import claim
 from mdistiller.errors import DataError
 
 from .job import write_json
-from .pairs import PAIRS, PAPERS_DATASET
 from .plan import Plan, cell_opts, relative_folder, request_opts
 from .tables import Row, Table, build_table
+from .tables.pairs import PAIRS, PAPERS_DATASET
 
 FILE = "plan.json"
 

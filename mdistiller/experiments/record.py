@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mdistiller.engine.cfg import used_groups
-from mdistiller.engine.lock import claim
-from mdistiller.engine.records import WEIGHTS_FILE, read_lines, read_metrics
-from mdistiller.engine.result import source_commit
+from mdistiller.config.cfg import used_groups
+from mdistiller.engine.rundir.lock import claim
+from mdistiller.engine.rundir.records import WEIGHTS_FILE, read_lines, read_metrics
+from mdistiller.engine.rundir.result import source_commit
 from mdistiller.errors import DataError
 
 from .job import Job, identity_hash, relevant

@@ -13,7 +13,7 @@ from mdistiller.errors import MdistillerError
 from .board import Board, duration
 from .dependents import Dependents, Follower
 from .estimate import TimeModel, disk_of
-from .fleets import plan_fleets
+from .fleet.grouping import plan_fleets
 from .job import STATES, Job
 from .ledger import Ledger
 from .plan import Plan, Request, make_plan

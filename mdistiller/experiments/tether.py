@@ -38,7 +38,7 @@ def tether_to(parent: int) -> None:
 
 def wait_for_lock(job: Job) -> None:
     """Until what is left of an earlier process of ``job`` has ended, if that is soon."""
-    from mdistiller.engine.lock import is_locked
+    from mdistiller.engine.rundir.lock import is_locked
 
     deadline = time.monotonic() + _LOCK_SECONDS
     while is_locked(job.folder / ".lock") and time.monotonic() < deadline:
@@ -49,7 +49,7 @@ def main(parent: int, cfg_file: str, opts: tuple[str, ...]) -> None:
     """Train to the end what ``cfg_file`` and the overrides ``opts`` say, unless it is done."""
     tether_to(parent)
     # Only now, for they take seconds, in which the parent may end.
-    from mdistiller.engine.command import main as train
+    from mdistiller.commands.train import main as train
 
     from .job import Job
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mdistiller.device import solve_dtype
 from mdistiller.errors import MdistillerError
 from mdistiller.registry import nearest
 
 from ._state import load_module_state, module_state
-from .gramian import gramian, solve_dtype
+from .gramian import gramian
 
 if TYPE_CHECKING:
     from torchjd.aggregation import Aggregator

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gramian import solve_dtype
+from mdistiller.device import solve_dtype
+
 from .readings import READINGS, inverse_above, orthogonal
 
 # |g_w| of unit gradients under which the combination counts as vanished: beyond, the

@@ -5,13 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mdistiller.device import solve_dtype
+
 # Columns converted to double precision at a time: bounds the extra memory to 24 MiB.
 _CHUNK = 1 << 20
-
-
-def solve_dtype(device: torch.device) -> torch.dtype:
-    """float64 where ``device`` has it; float32 on mps, which does not."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def gramian(rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._common import channel_shuffle, global_pool
+from mdistiller.models._common import channel_shuffle, global_pool
 
 _GROUPS = 3
 _STEM = 24

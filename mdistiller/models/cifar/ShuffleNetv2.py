@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._common import channel_shuffle, global_pool
-from .._residual import conv1x1
+from mdistiller.models._common import channel_shuffle, global_pool
+from mdistiller.models._residual import conv1x1
 
 _STEM, _LAST = 24, 1024
 _DEPTHS, _WIDTHS = (3, 7, 3), (116, 232, 464)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._common import global_pool, initialise
+from mdistiller.models._common import global_pool, initialise
 
 # Expansion, channels at full width, number of blocks, stride of the first one.
 _STAGES = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .._residual import BasicBlock, ResidualNetwork, conv3x3
+from mdistiller.models._residual import BasicBlock, ResidualNetwork, conv3x3
 
 
 class ResNet(ResidualNetwork):

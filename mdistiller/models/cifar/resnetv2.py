@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._residual import BasicBlock, Bottleneck, ResidualNetwork, conv3x3
+from mdistiller.models._residual import BasicBlock, Bottleneck, ResidualNetwork, conv3x3
 
 
 class ResNet(ResidualNetwork):

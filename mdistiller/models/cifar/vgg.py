@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._common import global_pool, initialise
+from mdistiller.models._common import global_pool, initialise
 
 _WIDTHS = (64, 128, 256, 512, 512)
 

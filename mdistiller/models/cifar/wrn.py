@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._common import global_pool, initialise
-from .._residual import conv1x1, conv3x3
+from mdistiller.models._common import global_pool, initialise
+from mdistiller.models._residual import conv1x1, conv3x3
 
 
 class BasicBlock(nn.Module):

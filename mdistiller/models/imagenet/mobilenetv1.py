@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.errors import CheckpointError
-
-from .._common import global_pool
+from mdistiller.models._common import global_pool
 
 # Channels and stride of the separable convolutions.
 _LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.errors import CheckpointError
-
-from .._residual import BasicBlock, Bottleneck, ResidualNetwork
+from mdistiller.models._residual import BasicBlock, Bottleneck, ResidualNetwork
 
 _CLASSES = 1000
 

@@ -1,0 +1,1 @@
+"""The command lines; ``tools/`` and the installed entry points call them."""

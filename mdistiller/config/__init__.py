@@ -1,0 +1,1 @@
+"""The settings: every key with its default, YAML files, overrides, messages."""

@@ -1,0 +1,94 @@
+"""Whether a checkpoint continues the run that a configuration describes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from mdistiller.config.cfg import CFG, PLACES, used_groups
+from mdistiller.errors import CheckpointError, ConfigError
+
+
+def relevant_config(cfg: Any, processes: int = 1) -> dict[str, Any]:
+    """What the result of a run depends on: keys of ``cfg`` by their dotted names, and PROCESSES.
+
+    Args:
+        processes: how many train together (torchrun).
+    """
+    keys = {
+        key: value
+        for key, value in used_groups(cfg).leaves().items()
+        if key not in PLACES and not key.startswith("LOG.")
+    }
+    return {**keys, "PROCESSES": processes}
+
+
+def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two :func:`relevant_config`, as "KEY: a -> b".
+
+    A key that one of the two does not have (a later version's) counts with its default.
+    """
+    defaults = CFG.leaves()
+    changes = []
+    for key in sorted({*old, *new}):
+        before, after = (values.get(key, defaults.get(key)) for values in (old, new))
+        if before != after:
+            changes.append(f"{key}: {before} -> {after}")
+    return changes
+
+
+def refuse_changes(old: dict[str, Any], new: dict[str, Any], allow: bool) -> list[str]:
+    """The :func:`config_changes`, if there are none or ``allow`` says that they are meant.
+
+    Raises:
+        ConfigError: there are some; lists them.
+    """
+    changes = config_changes(old, new)
+    if changes and not allow:
+        raise ConfigError(
+            f"the checkpoint was trained with another configuration: {', '.join(changes)}; "
+            "undo this, train under another EXPERIMENT.NAME, or add --allow-changes"
+        )
+    return changes
+
+
+def teacher_reference(cfg: Any, teacher: nn.Module | None) -> dict[str, str] | None:
+    """Name, file and SHA-256 of the weights of a run's teacher; None without one."""
+    if teacher is None:
+        return None
+    return {
+        "name": cfg.DISTILLER.TEACHER,
+        "path": cfg.DISTILLER.TEACHER_CKPT,
+        "sha256": weights_hash(teacher),
+    }
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 (hexadecimal) over the names, shapes, types and bytes of a network's state."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def refuse_other_teacher(old: dict[str, str] | None, new: dict[str, str] | None) -> None:
+    """Raises CheckpointError if two :func:`teacher_reference` have different weights."""
+    if (old and old["sha256"]) == (new and new["sha256"]):
+        return
+    raise CheckpointError(
+        f"the checkpoint was trained with another teacher ({_describe(old)}) than this "
+        f"configuration's ({_describe(new)}); set DISTILLER.TEACHER_CKPT to the former's file, "
+        "or train under another EXPERIMENT.NAME"
+    )
+
+
+def _describe(teacher: dict[str, str] | None) -> str:
+    if teacher is None:
+        return "none"
+    where = f" from {teacher['path']}" if teacher["path"] else ""
+    return f"{teacher['name']}{where}, SHA-256 {teacher['sha256'][:12]}"

@@ -1,0 +1,1 @@
+"""What a training runs on: processes, precision, determinism, signals, memory."""

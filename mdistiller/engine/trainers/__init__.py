@@ -1,0 +1,1 @@
+"""The trainers: how the losses of a step become gradients."""

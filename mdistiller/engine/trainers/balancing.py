@@ -1,0 +1,182 @@
+"""Weightings from the literature on the same loop: GradNorm, uncertainty, cosine, decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mdistiller.engine.trainer import BaseTrainer, StepResult
+from mdistiller.errors import ConfigError
+from mdistiller.weighting import (
+    DecaySchedule,
+    GradNormWeighting,
+    cosine_gate,
+    uncertainty_gradient,
+    uncertainty_weights,
+)
+
+from .gradients import GradientRows
+from .pair import PairTrainer, loss_values
+
+
+class GradNormTrainer(PairTrainer):
+    """GradNorm (arXiv:1711.02257): learns weights that sum to 2 and equalise training rates.
+
+    The gradient norms are those of all of the student's parameters.
+    """
+
+    diagnostics_name = "gradnorm"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        node = self.cfg.GRADNORM
+        self.weighting = GradNormWeighting(alpha=node.ALPHA, lr=node.LR)
+
+    def combine(
+        self, products: Tensor, statistics: dict[str, Tensor], losses: Tensor
+    ) -> tuple[Tensor, None]:
+        norms = torch.stack([statistics["norm_ce"], statistics["norm_kd"]])
+        return self.weighting(norms, losses), None
+
+    def extra_state(self) -> dict[str, Any]:
+        return self.weighting.state_dict()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.weighting.load_state_dict(state)
+
+
+class GradientCosineTrainer(PairTrainer):
+    """Uses the distillation gradient only where its cosine with the CE gradient is positive.
+
+    Both gradients are of the same batch (arXiv:1812.02224): the ablation without a second one.
+    """
+
+    diagnostics_name = "gradient_cosine"
+
+    def combine(
+        self, products: Tensor, statistics: dict[str, Tensor], losses: Tensor
+    ) -> tuple[Tensor, None]:
+        return cosine_gate(products, self.cfg.GRADIENT_COSINE.WEIGHTED), None
+
+
+class WeightedSumTrainer(BaseTrainer):
+    """Minimises a weighted sum of the two losses whose weights are known before the gradients.
+
+    A subclass implements :meth:`weights`. Parameters outside the student get the plain gradient
+    of the unweighted losses, as with all weightings. One forward and one backward pass.
+    """
+
+    needs_distillation_loss = True
+    data_parallel = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # No buffer of gradients is needed.
+        self._gradients = GradientRows(self.distiller, 0)
+
+    def weights(self, losses: Tensor, epoch: int) -> Tensor:
+        """Weights [2] for the losses [2] in ``epoch`` (counted from 1), without a graph."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement weights")
+
+    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
+        logits, losses = self.distiller(**batch, epoch=epoch)
+        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
+        weights = self.weights(loss_values(self.world, supervised, distillation), epoch)
+        self._gradients.backward_weighted((supervised, distillation), weights.unbind())
+        # Not those of the weights, which every process has computed from the whole batch.
+        networks = (*self._gradients.theta, *self._gradients.extra)
+        self.world.sum_([p.grad for p in networks if p.grad is not None])
+        return StepResult(
+            logits,
+            losses,
+            diagnostics={"ce": weights[0], "kd": weights[1]},
+            gradients={"gradient": self.gradient_norm()},
+            weights=self.kept_weights(weights[0], weights[1]),
+        )
+
+
+class UncertaintyTrainer(WeightedSumTrainer):
+    """Uncertainty weighting (arXiv:1705.07115): learned log variances, weights exp(-s).
+
+    The two log variances are a group of the optimizer, with a learning rate that starts at
+    UNCERTAINTY.LR and follows the schedule of SOLVER.LR, and without weight decay.
+    """
+
+    diagnostics_name = "uncertainty"
+
+    def init_optimizer(self, cfg: Any) -> Optimizer:
+        optimizer = super().init_optimizer(cfg)
+        self.log_variances = nn.Parameter(torch.zeros(2, device=self.device))
+        optimizer.add_param_group(
+            {
+                "params": [self.log_variances],
+                "lr": cfg.UNCERTAINTY.LR,
+                "lr_scale": cfg.UNCERTAINTY.LR / cfg.SOLVER.LR,
+                "weight_decay": 0.0,
+            }
+        )
+        return optimizer
+
+    def weights(self, losses: Tensor, epoch: int) -> Tensor:
+        variances = self.log_variances.detach()
+        self.log_variances.grad = uncertainty_gradient(variances, losses)
+        return uncertainty_weights(variances)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"log_variances": self.log_variances.detach().clone()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.log_variances.copy_(state["log_variances"])
+
+
+class DistillDecayTrainer(WeightedSumTrainer):
+    """Fades the teacher out after the midpoint of training (the paper, section 3.3).
+
+    Starts with the configured loss weights and multiplies them by how far DISTILL_DECAY's
+    weights have moved from where they start (docs/weightings.md).
+    """
+
+    diagnostics_name = "distill_decay"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.schedule = build_schedule(self.cfg)
+
+    def weights(self, losses: Tensor, epoch: int) -> Tensor:
+        ce, kd = self.schedule((epoch - 1) / self.cfg.SOLVER.EPOCHS)
+        factors = (ce / self.schedule.ce_from, kd / self.schedule.kd_from)
+        return torch.stack([torch.full_like(losses[0], factor) for factor in factors])
+
+
+def build_schedule(cfg: Any) -> DecaySchedule:
+    """The schedule of ``cfg.DISTILL_DECAY``, CE_FROM 0 replaced by the method's own weight.
+
+    Raises:
+        ConfigError: a value of the node is out of its range.
+    """
+    node = cfg.DISTILL_DECAY
+    values = {name.lower(): value for name, value in node.items()}
+    values["ce_from"] = node.CE_FROM or supervised_weight(cfg)
+    if values["ce_from"] <= 0:
+        raise ConfigError(
+            "DISTILL_DECAY.CE_FROM must be set, because the configured weight of the supervised "
+            "loss, from which it is taken, is 0"
+        )
+    try:
+        return DecaySchedule(**values)
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ConfigError(f"DISTILL_DECAY.{name.upper()} {rest}") from None
+
+
+def supervised_weight(cfg: Any) -> float:
+    """The configured weight of the method's supervised loss; 1 where it has no such key."""
+    node = cfg.get(cfg.DISTILLER.TYPE, {})
+    for holder in (node.get("LOSS", {}), node):
+        if "CE_WEIGHT" in holder:
+            return float(holder["CE_WEIGHT"])
+    return 1.0

@@ -1,0 +1,211 @@
+"""Training with cross-batch weighting: two streams of batches, three gradients, two weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdistiller.distillers import CrossBatchDistiller
+from mdistiller.engine.epoch import epoch_of
+from mdistiller.engine.runtime.distributed import share_of
+from mdistiller.engine.trainer import BaseTrainer, StepResult
+from mdistiller.errors import ConfigError
+from mdistiller.weighting import CrossBatchWeighting, combined_norms, gramian
+
+from .gradients import GradientRows
+
+AUXILIARY_STREAM = "auxiliary"
+REFERENCES = ("fresh", "previous", "same", "none")
+
+# Rows of the stacked gradients.
+CE, KD, REF = 0, 1, 2
+
+
+class CrossBatchTrainer(BaseTrainer):
+    """Replaces the sum of the losses by ``A L_ce + B L_kd`` (docs/method.md, Eq. 4-11).
+
+    theta, on which the weights are solved and used, are the student's parameters; a parameter
+    that a loss does not reach has a zero gradient there. All other learnable parameters
+    (regressors, heads of a method) receive the plain gradient of the unweighted losses.
+
+    Args:
+        experiment_name, distiller, train_loader, val_loader, cfg: as for
+            :class:`~mdistiller.engine.trainer.BaseTrainer`; the distiller must be a
+            :class:`~mdistiller.distillers.CrossBatchDistiller`.
+        auxiliary_loader: yields the auxiliary batches; None takes an independently shuffled
+            stream of the training set from ``train_loader.stream("auxiliary", batch_size)``.
+
+    Raises:
+        ConfigError: the distiller is no cross-batch one, or there is no auxiliary stream.
+    """
+
+    diagnostics_name = "crossbatch"
+    needs_distillation_loss = True
+    data_parallel = True
+
+    def __init__(
+        self,
+        experiment_name: str,
+        distiller: CrossBatchDistiller,
+        train_loader: Iterable,
+        val_loader: Iterable,
+        cfg: Any,
+        auxiliary_loader: Iterable | None = None,
+    ) -> None:
+        if not isinstance(distiller, CrossBatchDistiller):
+            raise ConfigError(
+                "SOLVER.TRAINER crossbatch needs a cross-batch distiller, "
+                f"not {type(distiller).__name__}; set DISTILLER.TYPE to CROSSBATCH_<NAME>"
+            )
+        super().__init__(experiment_name, distiller, train_loader, val_loader, cfg)
+        node = cfg.CROSSBATCH
+        self.weighting = build_weighting(cfg)
+        self.reference = node.REFERENCE
+        self.period = node.PERIOD
+        self.auxiliary_loader = auxiliary_loader
+        if self.reference == "fresh" and auxiliary_loader is None:
+            self.auxiliary_loader = _auxiliary_stream(self.train_loader, node.BATCH_SIZE)
+        self._gradients = GradientRows(self.distiller, 3)
+        self._weights: tuple[Tensor, Tensor] | None = None
+        self._steps = 0
+
+    def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
+        super().share_streams(share)
+        if self.reference == "fresh":
+            loader = self.auxiliary_loader
+            # PERIOD decides how fast the stream is used up.
+            key = (AUXILIARY_STREAM, getattr(loader, "batch_size", None), self.period)
+            self.auxiliary_loader = share(key, loader)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        if self.reference != "fresh":
+            yield from super().batches(epoch, start)
+            return
+        # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
+        drawn = sum(step % self.period == 0 for step in range(self._steps - start, self._steps))
+        auxiliary = _endless(self.auxiliary_loader, epoch, drawn)
+        for batch in super().batches(epoch, start):
+            # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
+            if self._solves_now():
+                number, data = next(auxiliary)
+                pair = self.to_device(data)
+                batch["auxiliary"] = (pair["image"], pair["target"])
+                if self.world.size > 1:
+                    batch["auxiliary_share"] = share_of(self.auxiliary_loader, number)
+            yield batch
+
+    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
+        auxiliary, share = batch.pop("auxiliary", None), batch.pop("auxiliary_share", 1.0)
+        solve = self._solves_now()
+        self._steps += 1
+        if auxiliary is not None:
+            # Before the graph of the current batch exists: the two never share the memory.
+            reference = self.distiller.reference_loss(*auxiliary)
+            self._gradients.write(REF, self.scaled(reference, share))
+        logits, losses = self.distiller(**batch, epoch=epoch)
+        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
+        if not solve:
+            self._gradients.backward_weighted((supervised, distillation), self._weights)
+            self.reduce_gradients()
+            gradients = {"gradient": self.gradient_norm()}
+            kept = self.kept_weights(*self._weights)
+            return StepResult(logits, losses, gradients=gradients, weights=kept)
+        diagnostics = self._step_with_solved_weights(supervised, distillation)
+        gradients = {
+            "gradient of the supervised loss": diagnostics["norm_ce"],
+            "gradient of the distillation loss": diagnostics["norm_kd"],
+            "reference gradient": diagnostics["norm_ref"],
+        }
+        kept = self.kept_weights(*self._weights)
+        return StepResult(logits, losses, diagnostics, gradients, kept)
+
+    def _solves_now(self) -> bool:
+        """Whether the coming step solves for the weights or reuses the last ones."""
+        return self._steps % self.period == 0
+
+    def _step_with_solved_weights(
+        self, supervised: Tensor, distillation: Tensor
+    ) -> dict[str, Tensor]:
+        rows = self._gradients.buffer
+        previous = rows[CE].clone() if self.reference == "previous" else None
+        self._gradients.write(CE, supervised, retain_graph=True)
+        self._gradients.write(KD, distillation)
+        # A reference that is a copy of another row has been summed with that one.
+        self._gradients.reduce(self.world, 3 if self.reference == "fresh" else 2)
+        if self.reference == "same" or (previous is not None and self._weights is None):
+            rows[REF].copy_(rows[CE])
+        elif previous is not None:
+            rows[REF].copy_(previous)
+        products = gramian(rows)
+        solved = self.weighting(products)
+        self._weights = (solved.ce, solved.kd)
+        weights = torch.stack(self._weights)
+        self._gradients.apply(weights)
+        both = torch.stack([torch.ones_like(weights), weights])
+        norm_sum, norm_update = combined_norms(products[:2, :2], both).unbind()
+        return {**solved.diagnostics, "norm_sum": norm_sum, "norm_update": norm_update}
+
+    def extra_state(self) -> dict[str, Any]:
+        keep = self.reference == "previous" and self._weights is not None
+        return {
+            "steps": self._steps,
+            "weights": self._weights,
+            "weighting": self.weighting.state_dict(),
+            "previous": self._gradients.buffer[CE].clone() if keep else None,
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+        self._weights = state["weights"]
+        self.weighting.load_state_dict(state["weighting"])
+        if state["previous"] is not None:
+            self._gradients.buffer[CE].copy_(state["previous"])
+
+
+def build_weighting(cfg: Any) -> CrossBatchWeighting:
+    """The weighting that ``cfg.CROSSBATCH`` describes.
+
+    Raises:
+        ConfigError: a value of the node is out of its range.
+    """
+    names = ("READING", "ALPHA", "RIDGE", "STABILIZE", "PREFER", "MAX_RATIO", "RESCALE", "EMA")
+    try:
+        return CrossBatchWeighting(**{name.lower(): cfg.CROSSBATCH[name] for name in names})
+    except ValueError as error:
+        raise ConfigError(f"CROSSBATCH.{_upper_first_word(str(error))}") from None
+
+
+def _upper_first_word(text: str) -> str:
+    word, _, rest = text.partition(" ")
+    return f"{word.upper()} {rest}"
+
+
+def _auxiliary_stream(train_loader: Iterable, batch_size: int) -> Iterable:
+    if not hasattr(train_loader, "stream"):
+        raise ConfigError(
+            f"CROSSBATCH.REFERENCE fresh needs a second stream of batches, which "
+            f"{type(train_loader).__name__} does not offer; pass auxiliary_loader"
+        )
+    return train_loader.stream(AUXILIARY_STREAM, batch_size or None)
+
+
+def _endless(loader: Iterable, epoch: int, start: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """Batches of ``loader`` without end from number ``start`` on, as a function of ``epoch``.
+
+    Each comes with its number (from 0) in its pass.
+
+    An auxiliary batch larger than the current one makes its stream end within the epoch; the
+    passes of one epoch are then numbered so that none repeats another epoch's order.
+    """
+    passed, start = divmod(start, len(loader)) if start else (0, 0)
+    for number in range(passed, _PASSES):
+        seen = epoch_of(loader, (epoch - 1) * _PASSES + number + 1, start)
+        yield from enumerate(seen, start)
+        start = 0
+
+
+# More passes than an epoch can use: batches would have to be this many times larger.
+_PASSES = 1000

@@ -1,0 +1,81 @@
+"""The step of the trainers that look at both losses' gradients before they weight them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdistiller.engine.runtime.distributed import World
+from mdistiller.engine.trainer import BaseTrainer, StepResult
+from mdistiller.weighting import gramian, pair_statistics
+
+from .gradients import GradientRows
+
+# Rows of the stacked gradients.
+CE, KD = 0, 1
+
+
+class PairTrainer(BaseTrainer):
+    """Takes the gradients of the supervised and the distillation loss and combines them.
+
+    A subclass implements :meth:`combine`. theta are the student's parameters; all other
+    learnable parameters receive the plain gradient of the unweighted losses, as with
+    cross-batch weighting (docs/weightings.md). "Unweighted" losses are the distiller's two
+    losses, configured loss weights included.
+    """
+
+    needs_distillation_loss = True
+    data_parallel = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gradients = GradientRows(self.distiller, 2)
+
+    def combine(
+        self, products: Tensor, statistics: dict[str, Tensor], losses: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The weights [2] of the two gradients, and the update [P] if it is no weighted sum.
+
+        Args:
+            products: [2, 2], the Gramian of the gradients.
+            statistics: :func:`mdistiller.weighting.pair_statistics` of it.
+            losses: [2], values of the two losses.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement combine")
+
+    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
+        logits, losses = self.distiller(**batch, epoch=epoch)
+        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
+        self._gradients.write(CE, supervised, retain_graph=True)
+        self._gradients.write(KD, distillation)
+        self._gradients.reduce(self.world, 2)
+        products = gramian(self._gradients.buffer)
+        statistics = pair_statistics(products)
+        values = loss_values(self.world, supervised, distillation)
+        weights, update = self.combine(products, statistics, values)
+        if update is None:
+            self._gradients.apply(weights)
+        else:
+            self._gradients.apply_update(update)
+        gradients = {
+            "gradient of the supervised loss": statistics["norm_ce"],
+            "gradient of the distillation loss": statistics["norm_kd"],
+            "weight of the supervised loss": weights[CE],
+            "weight of the distillation loss": weights[KD],
+        }
+        diagnostics = {"ce": weights[CE], "kd": weights[KD], **statistics}
+        kept = self.kept_weights(weights[CE], weights[KD])
+        return StepResult(logits, losses, diagnostics, gradients, kept)
+
+
+def loss_values(world: World, supervised: Tensor, distillation: Tensor) -> Tensor:
+    """Values [2] of the two losses on the whole batch, without their graphs.
+
+    Args:
+        supervised, distillation: of this process, scaled by its share of the batch.
+    """
+    values = torch.stack([supervised.detach(), distillation.detach()])
+    world.sum_([values])
+    return values

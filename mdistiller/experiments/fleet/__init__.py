@@ -1,0 +1,1 @@
+"""Many trainings in one process, with one teacher and the same batches."""

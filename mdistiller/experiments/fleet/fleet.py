@@ -1,0 +1,245 @@
+"""Several trainings side by side in one process: one stream of batches, one teacher, N students.
+
+Each member ends with the bits it would have alone. They take turns, those furthest behind first,
+so that members that were stopped at different places fall into step and from there on share
+every batch and every answer of the teacher. A member that fails leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from mdistiller.config.cfg import experiment_name, show_cfg
+from mdistiller.console import say
+from mdistiller.dataset import CONTRASTIVE_DISTILLERS
+from mdistiller.engine.loop import Position
+from mdistiller.engine.run import Known, build_trainer, say_result
+from mdistiller.engine.runtime.determinism import name_nondeterministic
+from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.engine.runtime.signals import StopRequest
+from mdistiller.engine.trainer import BaseTrainer
+from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
+from mdistiller.seeding import derive_seed, global_state, seed_everything, set_global_state
+
+from .clock import MemberClock, SharedTime
+from .sharing import Shared
+
+# Beside everything about the data, what decides on batches, on the teacher and on its answers.
+_AGREED = (
+    *("EXPERIMENT.SEED", "SOLVER.BATCH_SIZE", "SOLVER.DEVICE", "SOLVER.DETERMINISTIC"),
+    *("SOLVER.CHANNELS_LAST", "SOLVER.AMP", "SOLVER.FOLD_TEACHER", "SOLVER.COMPILE"),
+)
+_TEACHER = ("DISTILLER.TEACHER", "DISTILLER.TEACHER_CKPT")
+_CONTRAST = ("CRD.MODE", "CRD.NCE.K")
+
+
+def fleet_settings(cfg: Any) -> dict[str, Any]:
+    """What the members of a fleet have in common, by dotted key; None where a run has no such."""
+    leaves = cfg.leaves()
+    found = {key: value for key, value in leaves.items() if key.startswith("DATASET.")}
+    found |= {key: leaves[key] for key in _AGREED}
+    has_teacher = cfg.DISTILLER.TYPE != "NONE"
+    contrasts = cfg.DISTILLER.TYPE in CONTRASTIVE_DISTILLERS
+    found |= {key: leaves[key] if has_teacher else None for key in _TEACHER}
+    return found | {key: leaves[key] if contrasts else None for key in _CONTRAST}
+
+
+def disagreements(settings: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The keys in which several :func:`fleet_settings` differ, with the values of each."""
+    settings = list(settings)
+    columns = {key: [each[key] for each in settings] for key in settings[0]}
+    return {key: values for key, values in columns.items() if any(v != values[0] for v in values)}
+
+
+@dataclass(eq=False)
+class Member:
+    """One training of a fleet, and what became of it.
+
+    Attributes:
+        cfg, opts, resume: as for ``run_training``.
+        out: gets everything that is printed about it.
+        result: the contents of ``result.json`` once it is done.
+        error: why it ended before; an InterruptedRun is saved and can be resumed.
+    """
+
+    cfg: Any
+    opts: tuple[str, ...] = ()
+    resume: bool = False
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    result: dict[str, Any] | None = None
+    error: BaseException | None = None
+
+
+class _Seat:
+    """A member while it trains."""
+
+    def __init__(self, member: Member, clock: MemberClock) -> None:
+        self.member, self.clock = member, clock
+        self.trainer: BaseTrainer | None = None
+        self.steps: Generator[Position, None, dict[str, Any]] | None = None
+        self.position: Position = (0, 0)
+        self.random = global_state()
+
+    @property
+    def active(self) -> bool:
+        return self.member.result is None and self.member.error is None
+
+
+class Fleet:
+    """Trains members side by side.
+
+    Args:
+        members: of settings that agree (:func:`fleet_settings`), each with a folder of its own.
+
+    Raises:
+        ConfigError: they do not agree, or LOG.WANDB is on.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        _refuse_disagreement(members)
+        refuse_wandb(member.cfg for member in members)
+        self._time = SharedTime(len(members))
+        self._seats = [_Seat(member, self._time.clock()) for member in members]
+        self._known = Known()
+        self._shared = Shared(self._time.shared)
+        self._stop = StopRequest()
+
+    def train(self, ended: Callable[[Member], None] = lambda member: None) -> None:
+        """Train all to their ends, which the members then tell.
+
+        Args:
+            ended: called for each member that is done or has failed, as soon as that is known.
+
+        Raises:
+            InterruptedRun: SIGINT or SIGTERM came; every member that had begun is saved (after a
+                second SIGINT only those that had been saved by then).
+        """
+        self._ended = ended
+        keep_freed_memory()
+        with self._stop:
+            try:
+                for seat in self._seats:
+                    if not self._stop.signal:
+                        self._open(seat)
+                while here := self._furthest_behind():
+                    self._round(here)
+            except KeyboardInterrupt:
+                pass  # the second one; members in a pause have nothing to say
+            finally:
+                self._close()
+        unfinished = [s for s in self._seats if s.active or _is_stopped(s.member)]
+        if self._stop.signal and unfinished:
+            raise self._interruption()
+
+    def _open(self, seat: _Seat) -> None:
+        """Build a member's training, and take it to where it is to begin or go on."""
+        member = seat.member
+        with self._turn(seat):
+            show_cfg(member.cfg)
+            seat.trainer = trainer = build_trainer(member.cfg, member.opts, self._known)
+            trainer.stop, trainer.clock = self._stop, seat.clock
+            self._shared.add_streams(trainer)
+            seed_everything(derive_seed(member.cfg.EXPERIMENT.SEED, "training"))
+            seat.steps = trainer.steps(member.resume)
+            self._advance(seat)
+            # After its checkpoint was loaded, which holds the teacher's weights.
+            if seat.active and not self._shared.add_teacher(trainer.distiller):
+                say("this run's teacher is not the fleet's, or changes in training: it has its own")
+
+    def _furthest_behind(self) -> list[_Seat]:
+        active = [seat for seat in self._seats if seat.active and seat.steps is not None]
+        first = min((seat.position for seat in active), default=None)
+        return [seat for seat in active if seat.position == first]
+
+    def _round(self, seats: list[_Seat]) -> None:
+        """One step of each."""
+        self._time.begin_round([seat.clock for seat in seats])
+        for seat in seats:
+            with self._turn(seat):
+                self._advance(seat)
+        self._shared.end_round()
+
+    def _advance(self, seat: _Seat) -> None:
+        try:
+            seat.position = next(seat.steps)
+        except StopIteration as end:
+            seat.member.result = end.value
+            say_result(end.value, seat.trainer)
+
+    @contextmanager
+    def _turn(self, seat: _Seat) -> Iterator[None]:
+        """Inside, a member trains as if alone: its output, its random numbers, its failures."""
+        member = seat.member
+        with redirect_stdout(member.out), redirect_stderr(member.out), self._time.turn(seat.clock):
+            set_global_state(seat.random)
+            try:
+                with name_nondeterministic():
+                    yield
+            except MdistillerError as error:
+                print(f"error: {error}", flush=True)
+                member.error = error
+            except Exception as error:  # any mistake in one member's method
+                traceback.print_exc()
+                member.error = error
+            seat.random = global_state()
+        if not seat.active:
+            _make_room(seat)
+            self._ended(member)
+        if self._stop.at_once:
+            raise KeyboardInterrupt
+
+    def _close(self) -> None:
+        """Release what a second Ctrl-C left open."""
+        for seat in self._seats:
+            if seat.steps is not None:
+                with suppress(Exception):
+                    seat.steps.close()
+                _make_room(seat)
+
+    def _interruption(self) -> InterruptedRun:
+        saved = sum(_is_stopped(seat.member) for seat in self._seats)
+        return InterruptedRun(
+            f"stopped by a signal; {saved} of {len(self._seats)} trainings are saved at their "
+            "step, each says where; the same command continues them",
+            128 + self._stop.signal,
+        )
+
+
+def _is_stopped(member: Member) -> bool:
+    return isinstance(member.error, InterruptedRun)
+
+
+def _make_room(seat: _Seat) -> None:
+    """Let go of a member's networks, which an error's traceback would hold, too."""
+    seat.trainer = seat.steps = None
+    if seat.member.error is not None:
+        seat.member.error = seat.member.error.with_traceback(None)
+        seat.member.error.__context__ = None
+
+
+def refuse_wandb(cfgs: Iterable[Any]) -> None:
+    """Raises ConfigError if a configuration has LOG.WANDB on: one process, one run there."""
+    if any(cfg.LOG.WANDB for cfg in cfgs):
+        raise ConfigError(
+            "LOG.WANDB True: a process reports one run to Weights & Biases at a time, so runs that "
+            "share a teacher cannot; leave it False, or train them separately"
+        )
+
+
+def _refuse_disagreement(members: Sequence[Member]) -> None:
+    differing = disagreements(fleet_settings(member.cfg) for member in members)
+    if not differing:
+        return
+    names = [experiment_name(member.cfg, member.opts) for member in members]
+    key, values = next(iter(differing.items()))
+    other = next(n for n, value in enumerate(values) if value != values[0])
+    raise ConfigError(
+        "trainings in one process share batches and teacher, so they must agree on "
+        f"{', '.join(differing)}: {key} is {values[0]!r} in {names[0]} and {values[other]!r} in "
+        f"{names[other]}; train them separately"
+    )
