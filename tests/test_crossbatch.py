@@ -70,7 +70,7 @@ def by_hand(tmp_path, distiller_class, **arguments):
     student.train()
     F.cross_entropy(student(data.auxiliary[0][0])[0], data.auxiliary[0][1]).backward()
     rows = torch.stack([*rows, flat(p.grad for p in student.parameters())])
-    w = CrossBatchWeighting(**arguments)(rows @ rows.T)
+    w = CrossBatchWeighting(alpha=cfg.CROSSBATCH.ALPHA, **arguments)(rows @ rows.T)
     return w, w.ce * rows[0] + w.kd * rows[1], rows
 
 
@@ -272,7 +272,7 @@ def test_batch_of_twice_the_size_equals_the_mean_over_two_processes(tmp_path):
         one_step(part)
         rows.append(part._gradients.buffer.clone())
     mean = (rows[0] + rows[1]) / 2
-    w = CrossBatchWeighting(reading="align")(mean @ mean.T)
+    w = whole.weighting(mean @ mean.T)
     assert torch.allclose(w.ce * mean[0] + w.kd * mean[1], expected, rtol=1e-9, atol=1e-14)
 
 

@@ -132,7 +132,37 @@ def test_moving_average_stays_finite_over_wild_steps(steps, options):
         check_ranges(weighting(gramian(rows)))
     state = weighting.state_dict()
     assert state["steps"] == len(steps)
-    assert (state["average"].abs() <= 1).all()
+    assert torch.isfinite(state["average"]).all()
+    if options["reading"] != "regression":
+        assert (state["average"].abs() <= 1).all()
+
+
+@settings(max_examples=400)
+@given(
+    steps=st.lists(gradients(), min_size=1, max_size=3),
+    options=OPTIONS,
+    step=st.sampled_from(["plain", "supervised"]),
+)
+def test_update_has_the_length_that_step_says(steps, options, step):
+    weighting = CrossBatchWeighting(step=step, **options)
+    for rows in steps:
+        w = weighting(gramian(rows))
+    check_ranges(w)
+    assert w.ce >= 0
+    assert w.kd >= 0
+    assert w.lam == 0
+    exact = rows.double()
+    norms = exact[:2].norm(dim=1)
+    wanted = (exact[0] + exact[1]).norm()
+    if step == "supervised" and norms.min() > 1e-150:
+        wanted = norms[0] * (exact[0] / norms[0] + exact[1] / norms[1]).norm()
+    if norms.max() < 1e-150 or (norms.min() < 1e-150 and norms.min() > 0):
+        return  # the squares of shorter gradients are 0
+    found = (w.ce * exact[0] + w.kd * exact[1]).norm()
+    # Unit gradients that cancel to 1e-6 leave three digits of their sum's length.
+    assert abs(found - wanted) <= 5e-3 * wanted + 1e-7 * max(
+        norms[0], wanted
+    ) + 4e-8 * norms.max() * (step == "plain")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -7,7 +7,6 @@ Knowledge Distillation" and the readings of docs/method.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,57 +14,33 @@ from torch import Tensor
 
 from mdistiller.device import solve_dtype
 
+from ._norms import Norms
 from .readings import READINGS, inverse_above, orthogonal
+from .weights import CrossBatchWeights
 
 # |g_w| of unit gradients under which the combination counts as vanished: beyond, the
 # rounding errors of single-precision gradients would be the update's direction.
 _VANISHED = 1e-6
 
+STEPS = ("paper", "plain", "supervised")
 
-@dataclass(frozen=True)
-class CrossBatchWeights:
-    """What one step's Gramian determines; all 0-dim tensors on the Gramian's device.
-
-    Attributes:
-        ce, kd: A and B, the update is ``A g_ce + B g_kd``.
-        w_ce, w_kd: the quadratic program's weights, which sum to 1.
-        c_ce, c_kd: cosines of the two gradients to the reference gradient G.
-        c_12: cosine between the two gradients.
-        norm_ce, norm_kd, norm_ref: norms of g_ce, g_kd and G.
-        lam: lambda of Eq. 10 (0 where Eq. 10 is skipped).
-        conflict: 1 where the two gradients conflict (c_12 < 0), else 0.
-    """
-
-    ce: Tensor
-    kd: Tensor
-    w_ce: Tensor
-    w_kd: Tensor
-    c_ce: Tensor
-    c_kd: Tensor
-    c_12: Tensor
-    norm_ce: Tensor
-    norm_kd: Tensor
-    norm_ref: Tensor
-    lam: Tensor
-    conflict: Tensor
-
-    @property
-    def diagnostics(self) -> dict[str, Tensor]:
-        """Everything by name, ``ce`` and ``kd`` (the weights A and B) included."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+# The regression's average, where no other is asked for: single steps tell it nothing.
+REGRESSION_EMA = 0.99
 
 
 class CrossBatchWeighting:
     """Weights A and B of the supervised and the distillation gradient.
 
-    A pure function unless ``ema`` > 0. Closed form, on the Gramian's own device, without a
-    host synchronisation or a Python branch on its values.
+    A pure function of the Gramian unless ``ema`` > 0. Closed form, on the Gramian's own device,
+    without a host synchronisation or a Python branch on its values.
 
     Args:
         reading: "align" (nearest to the unit reference), "printed" (the paper's equations to
-            the letter), "orthogonal" (Eq. 5-6 on the simplex) or "cone" (largest cosine to
-            the reference within the cone of the two gradients).
-        alpha: strength of the correction in Eq. 10, >= 0; |g - g0| = alpha |g0|.
+            the letter), "orthogonal" (Eq. 5-6 on the simplex), "cone" (largest cosine to
+            the reference within the cone of the two gradients) or "regression" (best
+            prediction of the reference from the two gradients, over many steps).
+        alpha: strength of the correction in Eq. 10, >= 0; |g - g0| = alpha |g0|. Only with
+            step "paper".
         ridge: weight >= 0 of |w - (1/2, 1/2)|^2 in the "orthogonal" reading.
         stabilize: apply Eq. 10-11; if False the update is g_w of Eq. 9 itself.
         prefer: "ce" or "kd", the loss whose final weight is 1 in Eq. 9. Has an effect
@@ -73,11 +48,15 @@ class CrossBatchWeighting:
         max_ratio: upper bound > 0 of the other loss's final weight, with ``stabilize=False``.
         rescale: 0: as printed; 1: divide by 1 + alpha^2; 2: divide by 1 + alpha (CAGrad's
             options; only with ``stabilize=True``).
-        ema: decay in [0, 1) of the moving average of the cosines from which the quadratic
-            program is solved; 0 solves it from the current step alone.
+        ema: decay in [0, 1) of the moving average from which the quadratic program is solved:
+            of the cosines, for "regression" of the Gramian; 0 solves it from the current step
+            alone; None is 0.99 for "regression" and 0 for the other readings.
+        step: the update's length. "paper": Eq. 10-11, or Eq. 9 with ``stabilize=False``;
+            "plain": along g_w alone, |g| = |g_ce + g_kd|; "supervised": along g_w alone,
+            |g| = |g_ce| |u_ce + u_kd| with unit gradients u, whatever the length of g_kd.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: an argument is outside its range, or does not go with another one.
 
     Example:
         >>> rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
@@ -88,13 +67,14 @@ class CrossBatchWeighting:
     def __init__(
         self,
         reading: str = "align",
-        alpha: float = 0.5,
+        alpha: float = 1.0,
         ridge: float = 0.0,
         stabilize: bool = True,
         prefer: str = "ce",
         max_ratio: float = 10.0,
         rescale: int = 0,
-        ema: float = 0.0,
+        ema: float | None = None,
+        step: str = "paper",
     ) -> None:
         _require("reading", reading, reading in READINGS, f"one of {', '.join(READINGS)}")
         _require("prefer", prefer, prefer in ("ce", "kd"), "ce or kd")
@@ -102,7 +82,15 @@ class CrossBatchWeighting:
         _require("alpha", alpha, _is_number(alpha) and alpha >= 0, "a number >= 0")
         _require("ridge", ridge, _is_number(ridge) and ridge >= 0, "a number >= 0")
         _require("max_ratio", max_ratio, _is_number(max_ratio) and max_ratio > 0, "a number > 0")
+        if ema is None:
+            ema = default_ema(reading)
         _require("ema", ema, _is_number(ema) and 0 <= ema < 1, "a number in [0, 1)")
+        _require("step", step, step in STEPS, f"one of {', '.join(STEPS)}")
+        if step != "paper" and (not stabilize or rescale):
+            other = "rescale " + str(rescale) if rescale else "stabilize False"
+            raise ValueError(
+                f"step {step} sets the length of the update, and so does {other}; choose one"
+            )
         self.reading = reading
         self.alpha = float(alpha)
         self.ridge = float(ridge)
@@ -111,21 +99,30 @@ class CrossBatchWeighting:
         self.max_ratio = float(max_ratio)
         self.rescale = int(rescale)
         self.ema = float(ema)
+        self.step = step
         self._average: Tensor | None = None
         self._steps = 0
 
     def __repr__(self) -> str:
-        names = ("reading", "alpha", "ridge", "stabilize", "prefer", "max_ratio", "rescale", "ema")
+        names = (n for n in vars(self) if not n.startswith("_"))
         return f"CrossBatchWeighting({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
     def state_dict(self) -> dict[str, Any]:
-        """The moving average of the cosines and its age; for a checkpoint."""
+        """The moving average and its age; for a checkpoint."""
         return {"average": self._average, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
-        self._average = state["average"]
-        self._steps = state["steps"]
+        """Continue from :meth:`state_dict`; another reading's average is left out."""
+        average = state["average"]
+        if average is not None and average.shape != ((3, 3) if self._of_gramian else (3,)):
+            average = None
+        self._average = average
+        self._steps = 0 if average is None else state["steps"]
+
+    @property
+    def _of_gramian(self) -> bool:
+        """Whether the moving average is that of the Gramian, else of the cosines."""
+        return self.reading == "regression"
 
     def __call__(self, gramian: Tensor) -> CrossBatchWeights:
         """Solve one step.
@@ -147,14 +144,19 @@ class CrossBatchWeighting:
             )
         g = gramian.detach().to(solve_dtype(gramian.device))
         # Whole vectors and matrices where it can be: a step waits for every one of these calls.
-        norms = _Norms.of(g.diagonal())
-        cosines = (g * norms.inverse[:, None] * norms.inverse).clamp(-1.0, 1.0)
-        _, c_12, c_ce, _, _, c_kd = cosines.view(9)[:6].unbind()
-        w_ce = self._solve(norms, c_ce, c_kd, c_12)
+        norms = Norms.of(g.diagonal())
+        c_12, c_ce, c_kd = norms.cosines(g)
+        if self._of_gramian:
+            w_ce = self._regression(norms, g)
+        else:
+            w_ce = self._solve(norms, c_ce, c_kd, c_12)
         w_kd = 1 - w_ce
-        solution = self._stabilized if self.stabilize else self._unstabilized
+        if self.step != "paper":
+            solution = self._of_length
+        else:
+            solution = self._stabilized if self.stabilize else self._unstabilized
         ce, kd, lam = solution(norms, c_12, w_ce, w_kd)
-        return _in_dtype(
+        return CrossBatchWeights.in_dtype(
             gramian.dtype,
             ce=ce,
             kd=kd,
@@ -170,7 +172,7 @@ class CrossBatchWeighting:
             conflict=(c_12 < 0).to(g.dtype),
         )
 
-    def _solve(self, norms: _Norms, c_ce: Tensor, c_kd: Tensor, c_12: Tensor) -> Tensor:
+    def _solve(self, norms: Norms, c_ce: Tensor, c_kd: Tensor, c_12: Tensor) -> Tensor:
         """The quadratic program's weight of the supervised loss."""
         if self.ema:
             c_ce, c_kd, c_12 = self._smoothed(torch.stack([c_ce, c_kd, c_12])).unbind()
@@ -181,15 +183,29 @@ class CrossBatchWeighting:
             w_ce = READINGS[self.reading](c_ce, c_kd, c_12, self.ridge)
         return norms.without_zero_gradients(w_ce)
 
-    def _smoothed(self, cosines: Tensor) -> Tensor:
+    def _regression(self, norms: Norms, g: Tensor) -> Tensor:
+        """The share of this step's g_ce / |g_ce| in the direction that the average asks for."""
+        average = self._smoothed(g)
+        usual = Norms.of(average.diagonal())
+        c_12, c_ce, c_kd = usual.cosines(average)
+        t = READINGS["regression"](c_ce, c_kd, c_12, self.ridge)
+        # The weights are those of g_i / s_i, and |g_i| of this step is not s_i.
+        ce, kd = (torch.stack([t, 1 - t]) * norms.pair * usual.inverse[:2]).unbind()
+        total = ce + kd
+        share = (ce / total.masked_fill(total == 0, 1.0)).masked_fill(total == 0, 0.5)
+        return norms.without_zero_gradients(share)
+
+    def _smoothed(self, values: Tensor) -> Tensor:
+        if not self.ema:
+            return values
         if self._average is None:
-            self._average = torch.zeros_like(cosines)
-        self._average = self._average.to(cosines) * self.ema + cosines * (1 - self.ema)
+            self._average = torch.zeros_like(values)
+        self._average = self._average.to(values) * self.ema + values * (1 - self.ema)
         self._steps += 1
         return self._average / (1 - self.ema**self._steps)
 
     def _direction(
-        self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients [2] of g_ce and g_kd in g_w (up to scale), |g_w| at that scale, |2 g0|."""
         if self.reading == "printed":
@@ -204,7 +220,7 @@ class CrossBatchWeighting:
         return pairs[0] * norms.inverse[:2], *squared.sqrt().unbind()
 
     def _stabilized(
-        self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 10-11: A, B and lambda."""
         direction, length, twice_g0 = self._direction(norms, c_12, w_ce, w_kd)
@@ -216,8 +232,24 @@ class CrossBatchWeighting:
             both /= 1 + (self.alpha**2 if self.rescale == 1 else self.alpha)
         return *both.unbind(), lam
 
+    def _of_length(
+        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Along g_w with the length of STEP plain or supervised; lambda is 0."""
+        direction, length, plain = self._direction(norms, c_12, w_ce, w_kd)
+        wanted = plain
+        if self.step == "supervised":
+            # Of a single gradient that is not zero, its own length.
+            one_alone = (norms.ce == 0) | (norms.kd == 0)
+            wanted = torch.where(one_alone, plain, norms.ce * (2 + 2 * c_12).sqrt())
+        both = direction * (wanted * inverse_above(length, _VANISHED))
+        if self.step == "plain":
+            # Unit gradients that cancel have no direction but that of the plain gradient.
+            both = torch.where(length <= _VANISHED, torch.ones_like(both), both)
+        return *both.unbind(), torch.zeros_like(w_ce)
+
     def _unstabilized(
-        self, norms: _Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 9: the preferred loss has weight 1, the other one its clipped ratio; lambda is 0."""
         direction, length, _ = self._direction(norms, c_12, w_ce, w_kd)
@@ -234,34 +266,9 @@ class CrossBatchWeighting:
         return ce, kd, torch.zeros_like(ce)
 
 
-@dataclass(frozen=True)
-class _Norms:
-    """Norms of g_ce, g_kd and G, and their inverses [3], which are 0 for 0."""
-
-    ce: Tensor
-    kd: Tensor
-    ref: Tensor
-    inverse: Tensor
-
-    @classmethod
-    def of(cls, squared: Tensor) -> _Norms:
-        squared = squared.clamp_min(0)
-        norms = squared.sqrt()
-        smallest = torch.finfo(squared.dtype).tiny
-        return cls(*norms.unbind(), norms / squared.clamp_min(smallest))
-
-    def without_zero_gradients(self, w_ce: Tensor) -> Tensor:
-        """Give all the weight to the other loss where one gradient is zero."""
-        zero_ce, zero_kd = self.ce == 0, self.kd == 0
-        return torch.where(zero_ce ^ zero_kd, zero_kd.to(w_ce.dtype), w_ce)
-
-
-def _in_dtype(dtype: torch.dtype, **values: Tensor) -> CrossBatchWeights:
-    if dtype == values["ce"].dtype:
-        return CrossBatchWeights(**values)
-    limit = torch.finfo(dtype).max
-    limited = torch.stack(list(values.values())).clamp(-limit, limit).to(dtype)
-    return CrossBatchWeights(**dict(zip(values, limited.unbind(), strict=True)))
+def default_ema(reading: str) -> float:
+    """The decay of the moving average where none is asked for."""
+    return REGRESSION_EMA if reading == "regression" else 0.0
 
 
 def _is_number(value: object) -> bool:

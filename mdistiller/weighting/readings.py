@@ -65,4 +65,24 @@ def printed(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
     return torch.full_like(c_12, 0.5)
 
 
-READINGS = {"align": align, "printed": printed, "orthogonal": orthogonal, "cone": cone}
+def regression(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
+    """argmin over x, y >= 0 of |x u_ce + y u_kd - reference|^2, as t = x / (x + y).
+
+    Meant for the cosines of an averaged Gramian, where c_ij = E[g_i . g_j] / (s_i s_j) and
+    s_i^2 = E|g_i|^2: non-negative least squares, and the direction of its solution is that of
+    the cone's largest cosine. Where no loss predicts the reference, x = y = 0 is the solution
+    and has no direction: 1/2.
+    """
+    p = c_ce - c_12 * c_kd
+    q = c_kd - c_12 * c_ce
+    useless = torch.stack([p, q, c_ce, c_kd]).amax(0) <= 0
+    return cone(c_ce, c_kd, c_12, ridge).masked_fill(useless, 0.5)
+
+
+READINGS = {
+    "align": align,
+    "printed": printed,
+    "orthogonal": orthogonal,
+    "cone": cone,
+    "regression": regression,
+}
