@@ -9,7 +9,7 @@ from pathlib import Path
 from mdistiller.errors import UnknownNameError
 from mdistiller.registry import nearest
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = Path(__file__).resolve().parents[3]
 
 PAPERS_DATASET = "cifar100"
 
