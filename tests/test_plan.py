@@ -15,7 +15,7 @@ from mdistiller.experiments.estimate import disk_of, network_size, work_of
 from mdistiller.experiments.job import Job, identity, identity_hash
 from mdistiller.experiments.plan import scaled_epochs
 from mdistiller.experiments.plan_file import load_plan, save_plan
-from tools import reproduce
+from mdistiller.commands import reproduce
 
 KD = "configs/digits/kd.yaml"
 

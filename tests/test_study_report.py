@@ -33,7 +33,7 @@ from mdistiller.report.statistics import mean_interval
 from mdistiller.report.study import choices, controls, longer, readings
 from mdistiller.report.study import tested as without_selection
 from tools.report import main
-from tools.reproduce import parse_arguments
+from mdistiller.commands.reproduce import parse_arguments
 
 from .study_runs import grid, train
 

@@ -1,48 +1,11 @@
-"""Fetch and unpack the trained CIFAR-100 teachers that mdistiller publishes."""
+"""Fetch and unpack the trained CIFAR-100 teachers that mdistiller publishes; see --help."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.download import fetch, file_name, unpack  # noqa: E402
-
-URL = (
-    "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
-)
-
-
-@exit_on_error
-def main() -> None:
-    """Fetch the archive of the original teachers and unpack it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/download_teachers.py"
-    )
-    parser.add_argument("--url", default=URL, help="address of the archive (default: %(default)s)")
-    parser.add_argument(
-        "--dest",
-        type=Path,
-        default=Path("download_ckpts"),
-        help="folder to unpack into (default: ./%(default)s)",
-    )
-    parser.add_argument(
-        "--keep-archive", action="store_true", help="do not delete the archive afterwards"
-    )
-    args = parser.parse_args()
-    _download(args.url, args.dest, args.keep_archive)
-
-
-def _download(url: str, dest: Path, keep_archive: bool) -> None:
-    archive = fetch(url, dest / file_name(url))
-    unpack(archive, dest)
-    if not keep_archive:
-        archive.unlink()
-    print(f"unpacked into {dest}")
-
+from mdistiller.commands.download_teachers import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -1,53 +1,11 @@
-"""Fetch and unpack Tiny ImageNet, and sort its validation images into classes."""
+"""Fetch and unpack Tiny ImageNet, and sort its validation images into classes; see --help."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.dataset.tiny_imagenet import FOLDER, sort_val  # noqa: E402
-from mdistiller.download import fetch, file_name, unpack  # noqa: E402
-from mdistiller.errors import DataError  # noqa: E402
-
-URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-
-
-@exit_on_error
-def main() -> None:
-    """Fetch Tiny ImageNet, unpack it and sort its validation images."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/download_tiny_imagenet.py --dest ./data"
-    )
-    parser.add_argument("--url", default=URL, help="address of the archive (default: %(default)s)")
-    parser.add_argument(
-        "--dest",
-        type=Path,
-        default=Path("data"),
-        help="folder to unpack into, the later DATASET.ROOT (default: ./%(default)s)",
-    )
-    parser.add_argument(
-        "--keep-archive", action="store_true", help="do not delete the archive afterwards"
-    )
-    args = parser.parse_args()
-    _download(args.url, args.dest, args.keep_archive)
-
-
-def _download(url: str, dest: Path, keep_archive: bool) -> None:
-    folder = dest / FOLDER
-    if not folder.is_dir():  # the folder appears when all of it is unpacked
-        archive = fetch(url, dest / file_name(url))
-        unpack(archive, dest)
-        if not keep_archive:
-            archive.unlink()
-    if not folder.is_dir():
-        raise DataError(f"{url}: the archive has no folder {FOLDER}")
-    sort_val(folder)
-    print(f"ready in {folder}")
-
+from mdistiller.commands.download_tiny_imagenet import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -1,55 +1,11 @@
 """Evaluate a network on a validation set; see --help."""
 
-from __future__ import annotations
-
-import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.dataset import dataset_dict  # noqa: E402
-from mdistiller.engine.run import evaluate_checkpoint  # noqa: E402
-
-EXAMPLES = """examples:
-  python tools/eval.py -m resnet8 -c output/digits/kd/student_best -d digits
-  python tools/eval.py -m resnet56              # the published CIFAR-100 teacher
-"""
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line, checked as far as argparse can."""
-    parser = argparse.ArgumentParser(
-        description="Top-1, top-5 and loss of a network on the validation images.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-m", "--model", required=True, help="name of the network")
-    parser.add_argument(
-        "-c", "--ckpt", default="pretrain", help="checkpoint file; pretrain: the published one"
-    )
-    parser.add_argument("-d", "--dataset", default="cifar100", choices=list(dataset_dict))
-    parser.add_argument("-bs", "--batch-size", type=int, default=64)
-    parser.add_argument("--root", default="./data", help="folder of the data (DATASET.ROOT)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    return parser.parse_args()
-
-
-@exit_on_error
-def main() -> None:
-    args = parse_arguments()
-    ckpt = "" if args.ckpt == "pretrain" else args.ckpt
-    result = evaluate_checkpoint(
-        args.model, ckpt, args.dataset, args.batch_size, root=args.root, device=args.device
-    )
-    print(
-        f"{args.model} on {args.dataset}: top-1 {result['top1']:.2f}, "
-        f"top-5 {result['top5']:.2f}, loss {result['loss']:.4f}"
-    )
-    print(json.dumps(result))
-
+from mdistiller.commands.eval import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

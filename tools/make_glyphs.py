@@ -1,101 +1,11 @@
-"""Draw the characters of Debian's free fonts: the data set glyphs; see docs/glyphs.md."""
+"""Draw the characters of Debian's free fonts: the data set glyphs; see --help."""
 
-from __future__ import annotations
-
-import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.dataset.glyphs.build import SIDES, build_glyphs  # noqa: E402
-from mdistiller.dataset.glyphs.font_packages import (
-    PACKAGE_LIST,
-    FontPackage,
-    debian_packages,
-    folder_packages,
-    read_package_list,
-)
-from mdistiller.errors import ConfigError, DataError  # noqa: E402
-
-EXAMPLES = """examples:
-  python tools/make_glyphs.py                                 # Debian and its derivatives
-  python tools/make_glyphs.py --font-dir ~/fonts --out data/glyphs
-"""
-
-
-@exit_on_error
-def main() -> None:
-    """Find the fonts, build the data set and say what is in it."""
-    args = _parse()
-    if args.workers < 1:
-        raise ConfigError(f"--workers must be 1 or greater, not {args.workers}")
-    packages, missing = _packages(args)
-    manifest = build_glyphs(packages, args.out, missing=missing, workers=args.workers)
-    for side in SIDES:
-        part = manifest[side]
-        names = {font["package"] for font in part["fonts"]}
-        print(
-            f"{side}: {part['images']} images, {len(part['fonts'])} fonts of {len(names)} "
-            f"packages, SHA-256 {part['sha256']}"
-        )
-    for reason, count in manifest["skipped"].items():
-        print(f"left out: {count} files ({reason})")
-    print(f"ready in {args.out}")
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("data/glyphs"),
-        help="folder to write, DATASET.ROOT/glyphs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--packages",
-        type=Path,
-        metavar="FILE",
-        default=PACKAGE_LIST,
-        help="Debian packages, one a line (default: the list of this project)",
-    )
-    parser.add_argument(
-        "--font-dir",
-        type=Path,
-        metavar="DIR",
-        help="take the folders in DIR instead, each as a package",
-    )
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="do without packages that are not installed"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes that draw (default: one per processor)",
-    )
-    return parser.parse_args()
-
-
-def _packages(args: argparse.Namespace) -> tuple[list[FontPackage], list[str]]:
-    """The packages to draw, and the names of those that are missing."""
-    if args.font_dir is not None:
-        return folder_packages(args.font_dir), []
-    names = read_package_list(args.packages)
-    packages, missing = debian_packages(names)
-    if missing and not args.allow_missing:
-        raise DataError(
-            f"{len(missing)} of {len(names)} packages are not installed; run apt-get install "
-            f"--no-install-recommends {' '.join(missing)}, or do without them: --allow-missing"
-        )
-    return packages, missing
-
+from mdistiller.commands.make_glyphs import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

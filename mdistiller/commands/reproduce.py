@@ -1,0 +1,157 @@
+"""Train the runs behind a table or figure of the paper.
+
+Runs that are done are not repeated, interrupted ones are continued, failed ones are reported
+and left alone unless --retry-failed is given. Calls at the same time, on one machine or on
+several that share the folder, take different runs. With --share-teacher one process trains all
+runs of a pair and trial side by side, which makes batches and the teacher's answers once for all
+of them and changes no result. tools/report.py prints the results.
+
+examples:
+  python tools/reproduce.py table1 --dry-run
+  python tools/reproduce.py table1 --pairs res56_res20 vgg13_vgg8 --methods KD RKD
+  python tools/reproduce.py table1 --dataset digits --trials 3 --workers 2
+  python tools/reproduce.py table2 --epochs 60 SOLVER.DEVICE cuda
+  python tools/reproduce.py table1 --share-teacher --workers 2 --fleet-size 5
+  python tools/reproduce.py grid_b --dataset fashion_mnist --workers 2 --record results
+  python tools/reproduce.py table1 --backend ray --address auto --gpus-per-run 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mdistiller.cli import exit_on_error
+from mdistiller.errors import ConfigError
+from mdistiller.experiments import (
+    ALL,
+    RESULTS,
+    STUDY,
+    TABLES,
+    LocalBackend,
+    RayBackend,
+    Request,
+    datasets,
+    describe,
+    local_slots,
+    reproduce,
+)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked as far as argparse can."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", help=", ".join(TABLES))
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="PAIR", help="e.g. res56_res20")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="METHOD", help="methods or rows, e.g. KD mgda"
+    )
+    parser.add_argument("--trials", type=int, metavar="N", help="per cell (default 5)")
+    parser.add_argument(
+        "--dataset", default="cifar100", metavar="NAME", help=f"{', '.join(datasets())}"
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="of the students; decay stages in proportion"
+    )
+    parser.add_argument("--teacher-epochs", type=int, metavar="N", help="the same for teachers")
+    parser.add_argument(
+        "--train-teachers", action="store_true", help="train teachers whose checkpoint is missing"
+    )
+    parser.add_argument("--prefix", default="./output", metavar="DIR", help="(default ./output)")
+    parser.add_argument(
+        "--record",
+        metavar="DIR",
+        help="add a line for every run that ends to DIR/<table>-<dataset>.jsonl; what is done "
+        f"there is not trained again (default for grids: {RESULTS})",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print plan, time and disk only")
+    parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
+    _add_machine(parser.add_argument_group("where it runs"))
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for all students")
+    args = parser.parse_intermixed_args(argv)
+    for name in ("pairs", "methods"):
+        _give_back(args, name)
+    return args
+
+
+def _give_back(args: argparse.Namespace, name: str) -> None:
+    """Move overrides that follow a list on the command line, and so ended in it, to ``opts``."""
+    words = getattr(args, name)
+    keys = (i for i, word in enumerate(words) if "." in word and word.split(".")[0].isupper())
+    end = next(keys, len(words))
+    setattr(args, name, words[:end])
+    args.opts = [*words[end:], *args.opts]
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="processes at a time (default: CUDA devices, or 1)"
+    )
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="of a process (default: the machine's divided)"
+    )
+    group.add_argument(
+        "--share-teacher",
+        action="store_true",
+        help="train runs of the same batches and teacher in one process; the results are the same",
+    )
+    group.add_argument(
+        "--fleet-size",
+        type=int,
+        metavar="N",
+        help="with --share-teacher: the most runs of a process (default: all that fit together)",
+    )
+    group.add_argument("--backend", choices=("local", "ray"), default="local")
+    group.add_argument("--address", help="of a Ray cluster, e.g. auto (default: this machine)")
+    group.add_argument(
+        "--gpus-per-run", type=float, metavar="F", help="with --backend ray (default 1 if any)"
+    )
+
+
+@exit_on_error
+def main(argv: list[str] | None = None) -> None:
+    """Plan, train what is missing, and say how it went."""
+    args = parse_arguments(argv)
+    _check(args)
+    request = Request(
+        args.table,
+        args.dataset,
+        tuple(args.pairs),
+        tuple(args.methods),
+        args.trials,
+        args.epochs,
+        args.teacher_epochs,
+        args.prefix,
+        tuple(args.opts),
+        args.train_teachers,
+        args.record or (RESULTS if args.table.lower() in STUDY else None),
+    )
+    overrides = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
+    slots = local_slots(args.workers, overrides.get("SOLVER.DEVICE", "auto"), args.threads)
+    if args.epochs:
+        print(f"--epochs {args.epochs}: SOLVER.LR_DECAY_STAGES are scaled in proportion")
+    fleet_size = (args.fleet_size or ALL) if args.share_teacher else 1
+    if args.dry_run:
+        print(describe(request, len(slots), int(slots[0]["OMP_NUM_THREADS"]), fleet_size))
+        return
+
+    def open_backend() -> LocalBackend | RayBackend:
+        if args.backend == "ray":
+            return RayBackend(args.address, args.workers, args.gpus_per_run, args.threads)
+        return LocalBackend(slots)
+
+    reproduce(request, open_backend, retry_failed=args.retry_failed, fleet_size=fleet_size)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("workers", "threads", "fleet_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be 1 or greater, not {value}")
+    if args.fleet_size is not None and not args.share_teacher:
+        raise ConfigError("--fleet-size needs --share-teacher")
+    if args.gpus_per_run is not None and args.gpus_per_run < 0:
+        raise ConfigError(f"--gpus-per-run must be 0 or greater, not {args.gpus_per_run}")
+    if args.backend != "ray" and (args.address or args.gpus_per_run is not None):
+        raise ConfigError("--address and --gpus-per-run need --backend ray")
