@@ -114,6 +114,16 @@ def test_teacher_gets_no_gradient(name):
     assert all(torch.isfinite(p.grad).all() for p in distiller.get_learnable_parameters())
 
 
+@pytest.mark.parametrize("name", [n for n in distiller_dict if n != "NONE" and n[:5] != "CROSS"])
+def test_every_method_works_with_the_small_convnets(name):
+    dims = ("CRD.FEAT.STUDENT_DIM", 48, "CRD.FEAT.TEACHER_DIM", 192, "CRD.NCE.K", 8)
+    distiller = build(name, "convnet12", "convnet48", opts=dims).train()
+    _, losses = step(distiller)
+    sum(loss.mean() for loss in losses.values()).backward()
+    assert all(loss.isfinite().all() for loss in losses.values())
+    assert all(p.grad.any() for p in distiller.student.conv1.parameters())
+
+
 def test_ofd_teacher_mode():
     assert build("OFD").train().teacher.training
     assert not build("OFD", opts=(*SMALL, "OFD.TEACHER_TRAIN_MODE", False)).train().teacher.training

@@ -11,10 +11,12 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mdistiller.errors import CheckpointError, UnknownNameError
 from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
 from mdistiller.models._common import channel_shuffle
+from mdistiller.models.cifar.convnet import ConvNet
 from mdistiller.models.cifar.resnet import ResNet as CifarResNet
 from mdistiller.models.cifar.wrn import WideResNet
 from tests.golden_rules import fill, golden_json, golden_npz, images
@@ -32,6 +34,9 @@ RTOL = 1e-9
 FAMILIES = ("cifar/resnet8x4", "cifar/ResNet18", "cifar/ResNet50", "cifar/wrn_16_2", "cifar/vgg8")
 FAMILIES += ("cifar/MobileNetV2", "cifar/ShuffleV1", "cifar/ShuffleV2")
 FAMILIES += ("tiny_imagenet/MobileNetV2", "imagenet/ResNet18", "imagenet/MobileNetV1")
+
+# This project's own: of no golden fact.
+CONVNETS = {"convnet12": (18_058, 419_232), "convnet48": (227_470, 5_658_240)}
 
 every_model = pytest.mark.parametrize("key", MODELS)
 every_family = pytest.mark.parametrize("key", FAMILIES)
@@ -77,13 +82,14 @@ def test_upstream_names_come_first(registry: str) -> None:
     assert list(REGISTRIES[registry])[: len(order)] == order
 
 
-def test_cifar_registers_also_the_networks_that_upstream_only_defines() -> None:
+def test_cifar_registers_also_what_upstream_only_defines_and_what_it_has_not() -> None:
     more = [v["name"] for v in MODELS.values() if not v["in_registry"]]
     assert more == ["ResNet34", "ResNet101", "ResNet152"]
     assert list(cifar_model_dict) == GOLDEN["registry_order"]["cifar"] + [
         "ResNet34",
         "ResNet101",
         "ResNet152",
+        *CONVNETS,
     ]
 
 
@@ -333,6 +339,44 @@ def test_channel_shuffle_matches_pytorchs() -> None:
     x = images(7, 2, 6).repeat(1, 4, 1, 1)
     expected = torch.nn.functional.channel_shuffle(x, 3)
     assert bool((channel_shuffle(x, 3) == expected).all())
+
+
+@pytest.mark.parametrize("name", CONVNETS)
+def test_convnets(name: str) -> None:
+    """Sizes, features, what learns, and that no image sees the others in eval mode."""
+    width = int(name.removeprefix("convnet"))
+    torch.manual_seed(0)
+    net = cifar_model_dict[name][0](num_classes=94)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        net(images(1, 1, 32))
+    parameters = sum(p.numel() for p in net.parameters())
+    assert (parameters, flops.get_total_flops() // 2) == CONVNETS[name]
+    for image in (images(1, 2, 32), images(1, 2, 64)):
+        net.train()
+        logits, features = net(image)
+        assert logits.shape == (2, 94)
+        maps, side = feature_maps(features), image.shape[-1]
+        assert features["pooled_feat"].shape == (2, 4 * width)
+        expected = [(2, width * 2**i, side >> i + 1, side >> i + 1) for i in range(3)]
+        for kind in ("feats", "preact_feats"):
+            assert [tuple(f.shape) for f in features[kind]] == expected
+        assert net.get_stage_channels() == [shape[1] for shape in expected]
+        assert all((m >= 0).all() == (k[:6] != "preact" or k[-1] == "0") for k, m in maps.items())
+        for feature, preact in zip(features["feats"], features["preact_feats"], strict=True):
+            assert torch.equal(feature, preact.relu())
+        bns = net.get_bn_before_relu()
+        assert [bn.num_features for bn in bns] == net.get_stage_channels()[1:]
+        logits.square().mean().backward()
+        assert all(p.grad.any() for p in net.parameters())
+        net.eval()
+        torch.testing.assert_close(net(image[1:])[0], net(image)[0][1:])
+    first = net.conv1.weight
+    assert abs(first.std().item() / math.sqrt(2 / (9 * width)) - 1) < 0.2  # He, fan out
+
+
+def test_a_convnet_needs_a_width() -> None:
+    with pytest.raises(ValueError, match="width must be 1 or greater, got 0"):
+        ConvNet(0)
 
 
 # --- ImageNet's weights -----------------------------------------------------------------------

@@ -8,6 +8,7 @@ from torch import nn
 
 from mdistiller.registry import Registry
 
+from .convnet import convnet12, convnet48
 from .mobilenetv2 import mobile_half
 from .mv2_tinyimagenet import mobilenetv2_tinyimagenet
 from .resnet import (
@@ -66,6 +67,8 @@ def _cifar_models() -> Registry:
     # A teacher without a published checkpoint: configs/cifar100/teachers trains it.
     models["ResNet101"] = (ResNet101, _checkpoint("ResNet101"))
     models["ResNet152"] = (ResNet152, None)
+    models["convnet12"] = (convnet12, None)
+    models["convnet48"] = (convnet48, None)
     return models
 
 
