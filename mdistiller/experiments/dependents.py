@@ -8,10 +8,10 @@ from mdistiller.engine.check import check_config
 from mdistiller.errors import ConfigError
 
 from .board import Board
-from .derive import derive
 from .fleet.grouping import plan_fleets
 from .job import Job
 from .ledger import Ledger
+from .old_derive import derive
 from .plan import Plan, Run, plan_run
 from .plan_file import save_plan
 from .schedule import Schedule

@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from mdistiller.engine.rundir.records import WEIGHTS_FILE
 from mdistiller.errors import DataError
 
-from .plan import scaled_epochs
+from .schema import Record
 from .tables.study import LONGER, TIMES_LONGER
 
 # What a cross-batch trainer logs its means under.
 _NODE = "crossbatch"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A finished run.
-
-    Attributes:
-        name: for messages.
-        cfg: its configuration.
-        epochs: entries of metrics.jsonl as they are recorded, so that a run's folder and its
-            record give the same digits.
-        weights_file: its weights.jsonl, or a copy of it in a folder of the same name.
-    """
-
-    name: str
-    cfg: Any
-    epochs: Sequence[dict[str, Any]]
-    weights_file: Path
-
-
-def derive(how: str, source: Source, cfg: Any) -> tuple[str, ...]:
+def derive(how: str, source: Record, cfg: Any) -> tuple[str, ...]:
     """Overrides KEY VALUE ... of a control.
 
     Args:
         how: one of :data:`WAYS`.
-        source: the run that the control is for.
+        source: of the run that the control is for.
         cfg: the control's configuration without them.
 
     Raises:
@@ -48,16 +29,15 @@ def derive(how: str, source: Source, cfg: Any) -> tuple[str, ...]:
     return WAYS[how](source, cfg)
 
 
-def _scaled_lr(source: Source, cfg: Any) -> tuple[str, ...]:
-    """SOLVER.LR times the run's mean step length over that of plain steps at the same places.
+def scaled_epochs(cfg: Any, epochs: int) -> tuple[str, ...]:
+    """Overrides for a training of ``epochs``, with the decay stages at the same fractions of it."""
+    return _scaled(cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES, epochs)
 
-    A step is the learning rate times the gradient, momentum left out on both sides.
-    """
-    update = _mean(source, "norm_update", by_rate=True)
-    plain = _mean(source, "norm_sum", by_rate=True)
-    if plain <= 0:
-        raise DataError(f"{source.name} has only zero gradients; there is no step to compare with")
-    return "SOLVER.LR", _number(cfg.SOLVER.LR * update / plain)
+
+def _scaled(before: int, stages: Sequence[int], epochs: int) -> tuple[str, ...]:
+    moved = {round(stage * epochs / before) for stage in stages}
+    kept = sorted(stage for stage in moved if 1 <= stage < epochs)
+    return ("SOLVER.EPOCHS", str(epochs), "SOLVER.LR_DECAY_STAGES", str(kept))
 
 
 def relative_step(epochs: Sequence[dict[str, Any]]) -> float | None:
@@ -70,7 +50,19 @@ def relative_step(epochs: Sequence[dict[str, Any]]) -> float | None:
     return update / plain if update is not None and plain else None
 
 
-def _mean_weights(source: Source, cfg: Any) -> tuple[str, ...]:
+def _scaled_lr(source: Record, cfg: Any) -> tuple[str, ...]:
+    """SOLVER.LR times the run's mean step length over that of plain steps at the same places.
+
+    A step is the learning rate times the gradient, momentum left out on both sides.
+    """
+    update = _mean(source, "norm_update", by_rate=True)
+    plain = _mean(source, "norm_sum", by_rate=True)
+    if plain <= 0:
+        raise DataError(f"run {source.id} has only zero gradients; there is no step to scale to")
+    return "SOLVER.LR", _number(cfg.SOLVER.LR * update / plain)
+
+
+def _mean_weights(source: Record, cfg: Any) -> tuple[str, ...]:
     """The method's two loss weights times the means of A and B over the run's steps."""
     method = cfg.DISTILLER.TYPE
     own = cfg[method].LOSS
@@ -83,20 +75,26 @@ def _mean_weights(source: Source, cfg: Any) -> tuple[str, ...]:
     )
 
 
-def _shuffled(source: Source, cfg: Any) -> tuple[str, ...]:
+def _shuffled(source: Record, cfg: Any) -> tuple[str, ...]:
     """The weights of the run's steps, in random order."""
+    if not source.weights:
+        raise DataError(
+            f"the record of run {source.id} has no weights, which a control replays; "
+            "remove its line to have it trained again"
+        )
     return (
         *("SOLVER.TRAINER", "replay", "REPLAY.SHUFFLE", "True"),
-        *("REPLAY.FILE", str(source.weights_file)),
+        *("REPLAY.FILE", f"{source.id}/{WEIGHTS_FILE}"),
     )
 
 
-def _longer(source: Source, cfg: Any) -> tuple[str, ...]:
+def _longer(source: Record, cfg: Any) -> tuple[str, ...]:
     """A multiple of the run's epochs, its decay stages in proportion."""
-    return scaled_epochs(source.cfg, TIMES_LONGER * source.cfg.SOLVER.EPOCHS)
+    epochs, stages = (source.config[f"SOLVER.{key}"] for key in ("EPOCHS", "LR_DECAY_STAGES"))
+    return _scaled(epochs, stages, TIMES_LONGER * epochs)
 
 
-WAYS: dict[str, Callable[[Source, Any], tuple[str, ...]]] = {
+WAYS: dict[str, Callable[[Record, Any], tuple[str, ...]]] = {
     "scaled_lr": _scaled_lr,
     "mean_weights": _mean_weights,
     "shuffled": _shuffled,
@@ -104,12 +102,12 @@ WAYS: dict[str, Callable[[Source, Any], tuple[str, ...]]] = {
 }
 
 
-def _mean(source: Source, key: str, by_rate: bool = False) -> float:
+def _mean(source: Record, key: str, by_rate: bool = False) -> float:
     mean = _mean_of(source.epochs, key, by_rate)
     if mean is None:
         raise DataError(
-            f"{source.name} has no {_NODE}.{key} in metrics.jsonl, which a control is made of; "
-            "move its folder away to have it trained again"
+            f"the record of run {source.id} has no {_NODE}.{key} in its epochs, which a control "
+            "is made of; remove its line to have it trained again"
         )
     return mean
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from mdistiller.engine.rundir.records import WEIGHTS_FILE, read_metrics
 from mdistiller.errors import DataError
 
-from .derive import Source
 from .job import Job, hash_of, identity_hash, identity_of
+from .old_derive import Source
 from .plan import Plan, Run, request_opts
 from .record import (
     TEACHER,
