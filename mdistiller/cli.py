@@ -3,40 +3,55 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from .errors import MdistillerError
+from mdistiller.console import SteadyStream, steady_output
+from mdistiller.errors import MdistillerError
 
 
 def exit_on_error(main: Callable[..., None]) -> Callable[..., None]:
     """Decorator for a tool's ``main``: a user's error becomes one line and an exit status.
 
-    Ctrl-C ends with status 130; warnings are shown as one line each. A reader of the output that
-    has gone (``| head``) ends the tool silently with status 141, as it ends the shell's own tools.
+    Ctrl-C ends with status 130; warnings are shown as one line each. An output that fails does
+    not stop the tool, but it ends with status 1 then (141 without a word where the reader has gone,
+    as after ``| head``), unless it said :func:`mdistiller.console.output_is_optional`.
     """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         warnings.showwarning = _show_warning
-        try:
-            main(*args, **kwargs)
-            # Else the interpreter finds out that the reader has gone, after its last handler.
-            sys.stdout.flush()
-        except MdistillerError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
-            sys.exit(130)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+        with steady_output() as output:
+            code: Any = 0
+            try:
+                main(*args, **kwargs)
+            except SystemExit as end:  # argparse's, after --help or a usage error
+                code = end.code
+            except MdistillerError as error:
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(error.exit_code)
+            except KeyboardInterrupt:
+                print("error: interrupted", file=sys.stderr)
+                sys.exit(130)
+            output.flush()
+            code = code or _status_of(output)
+        if code:
+            sys.exit(code)
 
     return wrapped
+
+
+def _status_of(output: SteadyStream) -> int:
+    """The exit status that ``output`` asks for; 141 is that of the shell's own tools."""
+    failure = output.failure
+    if failure is None or output.optional:
+        return 0
+    if isinstance(failure, BrokenPipeError):
+        return 141
+    print(f"error: standard output: {failure.strerror or failure}", file=sys.stderr)
+    return 1
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

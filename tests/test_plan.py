@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mdistiller.commands import reproduce
 from mdistiller.engine.cfg import dump_cfg, load_cfg
 from mdistiller.engine.rundir.lock import claim, is_locked
 from mdistiller.errors import CheckpointError, ConfigError
@@ -15,7 +16,6 @@ from mdistiller.experiments.estimate import disk_of, network_size, work_of
 from mdistiller.experiments.job import Job, identity, identity_hash
 from mdistiller.experiments.plan import scaled_epochs
 from mdistiller.experiments.plan_file import load_plan, save_plan
-from mdistiller.commands import reproduce
 
 KD = "configs/digits/kd.yaml"
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mdistiller.commands.reproduce import parse_arguments
 from mdistiller.errors import DataError
 from mdistiller.experiments import schedule
 from mdistiller.experiments.derive import relative_step
@@ -33,7 +34,6 @@ from mdistiller.report.statistics import mean_interval
 from mdistiller.report.study import choices, controls, longer, readings
 from mdistiller.report.study import tested as without_selection
 from tools.report import main
-from mdistiller.commands.reproduce import parse_arguments
 
 from .study_runs import grid, train
 

@@ -6,6 +6,7 @@ import argparse
 
 from mdistiller.cli import exit_on_error
 from mdistiller.config.cfg import load_cfg
+from mdistiller.console import output_is_optional
 from mdistiller.engine.run import run_training
 from mdistiller.engine.runtime.signals import end_on_sigterm
 from mdistiller.listing import list_everything
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.list:
         print(list_everything())
         return
+    output_is_optional()
     end_on_sigterm()
     deterministic = ["SOLVER.DETERMINISTIC", "True"] if args.deterministic else []
     cfg = load_cfg(args.cfg, [*args.opts, *deterministic])

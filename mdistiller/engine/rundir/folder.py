@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mdistiller.console import say
 from mdistiller.errors import MdistillerError
 
 from .files import remove_unfinished
@@ -48,7 +49,7 @@ def open_folder(folder: Path, keep: bool) -> RunLock:
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         folder.rename(aside)
-        print(f"the earlier run in {folder} is now in {aside}")
+        say(f"the earlier run in {folder} is now in {aside}")
         lock.release()
         folder.mkdir()
         return RunLock(folder)

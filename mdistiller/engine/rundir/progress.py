@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from mdistiller.console import say
+from mdistiller.console import say, steady
 
 
 class Progress:
@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, epochs: int, steps: int, first_epoch: int = 1) -> None:
         self._epochs, self._steps = epochs, steps
-        self._terminal = sys.stdout.isatty()
+        self._output = steady(sys.stdout)
         self._start = time.monotonic()
         self._first = first_epoch
         self._images_before = 0
@@ -30,13 +30,13 @@ class Progress:
     def start_epoch(self, epoch: int, steps: int = 0, images: int = 0) -> None:
         """Begin ``epoch``, of which ``steps`` and ``images`` were done before a resume."""
         self._images_before = images
-        if self._terminal:
+        if self._output.isatty():
             self._bar = tqdm(
                 total=self._steps,
                 initial=steps,
                 desc=f"epoch {epoch}/{self._epochs}",
                 leave=False,
-                file=sys.stdout,
+                file=self._output,
                 dynamic_ncols=True,
             )
 
