@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Rebuilt when a dependency changes. Without --no-compile a third of the time goes into bytecode of
 # 17,000 files, most of which are never imported; Python makes that of the others when it needs it.
-$(VENV)/.installed: requirements.txt setup.py
+$(VENV)/.installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[test,export]'
 	touch $@
@@ -30,16 +30,16 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# The oldest versions that requirements.txt and setup.py allow; Python 3.10 or 3.11 has wheels of all.
+# The oldest versions that requirements.txt and pyproject.toml allow; Python 3.10 or 3.11 has wheels of all.
 # Deprecations are not looked at: old releases here meet new ones of what they need themselves.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) \
 		-W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
 		-W "ignore:'onnxscript:FutureWarning"
 
-$(LOWEST)/.installed: requirements.txt setup.py
+$(LOWEST)/.installed: requirements.txt pyproject.toml
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	grep -ohE '[A-Za-z0-9_.-]+(\[[a-z,]+\])?>=[0-9.]+' requirements.txt setup.py \
+	grep -ohE '[A-Za-z0-9_.-]+(\[[a-z,]+\])?>=[0-9.]+' requirements.txt pyproject.toml \
 		| sed 's/\[.*\]//; s/>=/==/' > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c $(LOWEST)/constraints.txt -e '.[test,export]'

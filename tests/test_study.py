@@ -13,9 +13,9 @@ from mdistiller.engine.cfg import CFG
 from mdistiller.engine.trainers.replay import read_weights
 from mdistiller.errors import ConfigError, DataError, MdistillerError
 from mdistiller.experiments import STUDY, build_table, describe, make_plan, schedule
-from mdistiller.experiments.old_derive import Source, derive
 from mdistiller.experiments.fleet.grouping import ALL
 from mdistiller.experiments.job import identity_of
+from mdistiller.experiments.old_derive import Source, derive
 from mdistiller.experiments.plan_file import load_plan
 from mdistiller.experiments.record import append, read_records, record_file
 from mdistiller.experiments.tables.study import FIXED, RULES_OUT

@@ -404,12 +404,12 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     current, repository = tmp_path / "current", tmp_path / "repository"
     current.mkdir()
     monkeypatch.chdir(current)
-    monkeypatch.setattr(teachers, "_REPOSITORY", repository)
+    monkeypatch.setattr(teachers, "checkout", lambda: repository)
     return current, repository
 
 
 def test_repository_is_where_the_package_lies() -> None:
-    assert Path(models.__file__).parent.parent.parent == teachers._REPOSITORY
+    assert Path(models.__file__).parent.parent.parent == teachers.checkout()
 
 
 @pytest.mark.parametrize(

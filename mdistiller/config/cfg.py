@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mdistiller.console import say
+from mdistiller.shipped import find
 
 from .defaults import default_tree
 from .node import Config
@@ -49,7 +50,7 @@ def load_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
         ConfigError: see :class:`~mdistiller.config.node.Config`.
     """
     cfg = CFG.clone()
-    cfg.merge_from_file(cfg_file)
+    cfg.merge_from_file(find(cfg_file))
     cfg.merge_from_list(list(opts))
     cfg.freeze()
     return cfg

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mdistiller.errors import CheckpointError
 from mdistiller.registry import Registry
+from mdistiller.shipped import checkout
 
 from .cifar import cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict
@@ -29,8 +30,6 @@ PUBLISHED_TOP1: dict[str, float] = {
     "wrn_40_2": 75.61,
     "vgg13": 74.64,
 }
-
-_REPOSITORY = Path(__file__).resolve().parents[2]
 
 _MODELS = Registry("data set")
 for _name in ("cifar100", "fashion_mnist", "digits", "glyphs"):
@@ -91,8 +90,9 @@ def registered_checkpoint(dataset: str, name: str) -> Path | None:
     relative = model_dict_for(dataset)[name][1] if dataset in _WITH_CHECKPOINTS else None
     if relative is None:
         return None
-    here, in_repository = Path(relative), _REPOSITORY / relative
-    return in_repository if in_repository.exists() and not here.exists() else here
+    here, root = Path(relative), checkout()
+    elsewhere = here if root is None or here.exists() else root / relative
+    return elsewhere if elsewhere.exists() else here
 
 
 def _registered_file(dataset: str, name: str) -> Path:

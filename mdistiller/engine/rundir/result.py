@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import mdistiller
+from mdistiller.shipped import checkout
 
 
 def run_result(
@@ -72,8 +72,8 @@ def device_name(device: torch.device) -> str:
 
 def source_commit() -> str | None:
     """The commit of the checkout this package is in, "-dirty" if changed; None outside one."""
-    root = Path(mdistiller.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
+    root = checkout()
+    if root is None:
         return None
     try:
         described = subprocess.run(

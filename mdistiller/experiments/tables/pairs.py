@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from mdistiller.errors import UnknownNameError
 from mdistiller.registry import nearest
-
-_REPOSITORY = Path(__file__).resolve().parents[3]
+from mdistiller.shipped import CONFIGS, find
 
 PAPERS_DATASET = "cifar100"
 
@@ -48,7 +46,7 @@ SMALL_PAIRS = ("res20_res8", "wrn16_2_wrn16_1")
 
 def datasets() -> list[str]:
     """CIFAR-100, then every data set whose folder of configs/ has a file for each method."""
-    folders = (_REPOSITORY / "configs").glob("*/teacher.yaml")
+    folders = CONFIGS.glob("*/teacher.yaml")
     small = sorted(p.parent.name for p in folders if (p.parent / "kd.yaml").exists())
     return [PAPERS_DATASET, *small]
 
@@ -64,22 +62,17 @@ def config_of(
     name = method.lower()
     if dataset == PAPERS_DATASET:
         folder = "crossbatch" if crossbatch else "baseline"
-        return _file(f"configs/{dataset}/{folder}/{name}_{pair.key}.yaml"), ()
+        return str(find(f"configs/{dataset}/{folder}/{name}_{pair.key}.yaml")), ()
     prefix = "crossbatch_" if crossbatch else ""
     networks = ("DISTILLER.TEACHER", pair.teacher, "DISTILLER.STUDENT", pair.student)
-    return _file(f"configs/{dataset}/{prefix}{name}.yaml"), networks
+    return str(find(f"configs/{dataset}/{prefix}{name}.yaml")), networks
 
 
 def teacher_config(dataset: str, teacher: str) -> tuple[str, tuple[str, ...]]:
     """Configuration file and overrides that train the network ``teacher`` without a teacher."""
     if dataset == PAPERS_DATASET:
-        return _file(f"configs/{dataset}/teachers/{teacher}.yaml"), ()
-    return _file(f"configs/{dataset}/teacher.yaml"), ("DISTILLER.STUDENT", teacher)
-
-
-def _file(path: str) -> str:
-    """``path`` as seen from the current folder, or from anywhere."""
-    return path if Path(path).exists() else str(_REPOSITORY / path)
+        return str(find(f"configs/{dataset}/teachers/{teacher}.yaml")), ()
+    return str(find(f"configs/{dataset}/teacher.yaml")), ("DISTILLER.STUDENT", teacher)
 
 
 def choose(kind: str, wanted: Iterable[str], valid: Iterable[str]) -> list[str]:

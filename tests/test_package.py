@@ -1,0 +1,93 @@
+"""What ``pip install`` gives: a wheel in an empty folder, without the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT_FROM = ("mdistiller", "configs", "pyproject.toml", "setup.py", "requirements.txt")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of a fresh environment that has the wheel, and this one's dependencies."""
+    folder = tmp_path_factory.mktemp("package")
+    source, wheels, environment = folder / "source", folder / "wheels", folder / "environment"
+    source.mkdir()
+    for name in (*BUILT_FROM, "README.md", "LICENSE"):
+        found = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__")
+        if found.is_dir():
+            shutil.copytree(found, source / name, ignore=ignore)
+        else:
+            shutil.copy(found, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, source)
+    venv.create(environment)
+    python = environment / "bin/python"
+    (packages,) = environment.glob("lib/python*/site-packages")
+    run(*pip, "--python", python, "install", "--no-deps", *wheels.glob("*.whl"))
+    # Not its .pth files, one of which leads to this repository.
+    (packages / "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))
+    return environment / "bin"
+
+
+def run(*command, cwd: Path | None = None) -> str:
+    """The output of a program that must succeed, started outside the repository."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**env, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_wheel_works_in_an_empty_folder(installed, tmp_path):
+    where = run(
+        installed / "python", "-c", "import mdistiller; print(mdistiller.__file__)", cwd=tmp_path
+    )
+    assert str(installed.parent) in where
+    few = ("DATASET.SUBSET", 70, "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]")
+    cfg = "configs/digits/vanilla.yaml"
+    run(installed / "mdistiller-train", "--cfg", cfg, *few, cwd=tmp_path)
+    (result,) = tmp_path.glob("output/*/*/result.json")
+    student = result.parent / "student_latest"
+    evaluate = ("mdistiller-eval", "-m", "resnet8", "-c", student, "-d", "digits")
+    assert "top-1" in run(installed / evaluate[0], *evaluate[1:], cwd=tmp_path)
+    plan = ("mdistiller-reproduce", "table1", "--dataset", "digits", "--dry-run")
+    assert "runs" in run(installed / plan[0], *plan[1:], cwd=tmp_path)
+
+
+def test_every_command_has_a_tool_and_an_entry_point():
+    commands = {p.stem for p in (ROOT / "mdistiller/commands").glob("[!_]*.py")}
+    assert commands == {p.stem for p in (ROOT / "tools").glob("*.py")}
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    points = dict(re.findall(r'^mdistiller-(\S+) = "mdistiller\.commands\.(\w+):main"', text, re.M))
+    assert set(points.values()) == commands
+    assert all(name.replace("-", "_") == module for name, module in points.items())
+
+
+def test_every_dependency_has_a_lower_bound():
+    """``make test-lowest`` installs exactly these."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    packages = [x for x in lines if x and not x.startswith("#")]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    packages += re.findall(r'"((?!mdistiller)[^"]+)"', extras)
+    assert len(packages) > 15
+    unbounded = [x for x in packages if not re.fullmatch(r"[\w.-]+(\[[a-z,]+\])?>=[0-9.]+", x)]
+    assert unbounded == []
