@@ -10,11 +10,10 @@ from typing import Any
 import _common as common
 import torch
 
-from mdistiller.engine import BaseTrainer
+from mdistiller.engine import BaseTrainer, Batch, StepResult
 from mdistiller.engine.epoch import measure
 from mdistiller.engine.meters import DeviceMeter, accuracy
 from mdistiller.engine.runtime.finite import FiniteWatch
-from mdistiller.engine.trainer import StepResult
 from mdistiller.experiments.fleet.clock import SharedTime
 from mdistiller.experiments.fleet.sharing import Shared
 from mdistiller.seeding import global_state, set_global_state
@@ -62,10 +61,9 @@ class TrainerStep:
 
     def __call__(self) -> None:
         batch = next(self.batches)
-        target, size = batch["target"], len(batch["target"])
-        result = self.trainer.train_iter(batch, 1)
+        result = self.trainer.step(batch, 1)
         self.steps += 1
-        self.meter.update(measure(result, target), size)
+        self.meter.update(measure(result, batch.target), batch.images)
         self.diagnostics.update(result.diagnostics)
         self.watch.update({**result.losses, **result.gradients}, self.steps)
 
@@ -96,10 +94,10 @@ class TorchjdTrainer(BaseTrainer):
 
     aggregator: Any
 
-    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
+    def backward(self, batch: Batch, epoch: int) -> StepResult:
         from torchjd.autojac import backward, jac_to_grad
 
-        logits, losses = self.distiller(**batch, epoch=epoch)
+        logits, losses = self.distiller(**batch.inputs(epoch))
         parameters = self.distiller.get_learnable_parameters()
         backward(list(self.distiller.split_losses(losses)), inputs=parameters)
         jac_to_grad(parameters, self.aggregator)
@@ -121,7 +119,7 @@ def _endless(data: Any) -> Iterator[tuple[torch.Tensor, ...]]:
         yield from data
 
 
-def _epochs(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
+def _epochs(trainer: BaseTrainer) -> Iterator[Batch]:
     epoch = 0
     while True:
         epoch += 1

@@ -82,7 +82,7 @@ def time_steps(trainers: list[BaseTrainer], rounds: int) -> list[list[float]]:
         for trainer, times in zip(trainers, seconds, strict=True):
             for batch in trainer.batches(1):
                 began = time.perf_counter()
-                trainer.train_iter(batch, 1)
+                trainer.step(batch, 1)
                 if trainer.device.type == "cuda":
                     torch.cuda.synchronize(trainer.device)
                 if number:

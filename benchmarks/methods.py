@@ -51,7 +51,7 @@ def one_epoch(method: str, teacher: str, seed: int) -> tuple[list[list[float]], 
     losses = []
     began = time.perf_counter()
     for batch in trainer.batches(1):
-        result = trainer.train_iter(batch, 1)
+        result = trainer.step(batch, 1)
         values = {name: loss.detach().mean() for name, loss in result.losses.items()}
         supervised = sum(values[n] for n in trainer.distiller.supervised_losses)
         losses.append(torch.stack([sum(values.values()), supervised]))

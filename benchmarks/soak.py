@@ -105,11 +105,11 @@ class Sampler:
 
     def watch(self, trainer: Any) -> None:
         """Measure all steps that ``trainer`` makes from now on."""
-        step = trainer.train_iter
+        step = trainer.step
 
         on_cpu = trainer.device.type == "cpu"
 
-        def measured(batch: dict[str, Any], epoch: int) -> Any:
+        def measured(batch: Any, epoch: int) -> Any:
             began, worked = time.perf_counter(), time.process_time()
             result = step(batch, epoch)
             if trainer.device.type == "cuda":
@@ -118,7 +118,7 @@ class Sampler:
             self._after(elapsed, time.process_time() - worked if on_cpu else elapsed)
             return result
 
-        trainer.train_iter = measured
+        trainer.step = measured
 
     def _after(self, elapsed: float, worked: float) -> None:
         self._done += 1

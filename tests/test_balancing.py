@@ -215,7 +215,7 @@ def test_extra_parameters_get_the_plain_gradient_of_their_loss(tmp_path, name):
     batch = next(iter(trainer.batches(1)))
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.backward(batch, epoch=2)
-    _, losses = reference(**batch)
+    _, losses = reference(**batch.inputs(2))
     losses["loss_kd"].backward()
     for p, q in zip(
         trainer.distiller.regressor.parameters(), reference.regressor.parameters(), strict=True

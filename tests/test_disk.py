@@ -99,16 +99,16 @@ def test_folder_that_becomes_read_only(disk):
     build(disk, "vanilla", "SOLVER.EPOCHS", 1).train()
     run = str(disk / "run")
     trainer = build(disk, "vanilla")
-    plain, steps = trainer.train_iter, []
+    plain, steps = trainer.step, []
 
-    def train_iter(batch, epoch):
+    def step(batch, epoch):
         steps.append(epoch)
         if len(steps) == STEPS + 2:
             # On top of it: a file system with open files cannot become read-only itself.
             mount("-t", "tmpfs", "-o", "ro", "tmpfs", run)
         return plain(batch, epoch)
 
-    trainer.train_iter = train_iter
+    trainer.step = step
     try:
         with pytest.raises(MdistillerError, match="Read-only file system.*--resume") as e:
             trainer.train(resume=True, allow_changes=True)

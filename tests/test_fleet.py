@@ -247,15 +247,15 @@ def test_who_changes_a_shared_tensor_changes_nothing_for_the_others(tmp_path, te
 
 def stop_in_step(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
     """Send this process a signal in the ``step``-th step of any training from here on."""
-    plain, done = BaseTrainer.train_iter, Counter()
+    plain, done = BaseTrainer.step, Counter()
 
-    def train_iter(self, batch, epoch):
+    def step(self, batch, epoch):
         done["steps"] += 1
         if done["steps"] == step:
             os.kill(os.getpid(), number)
         return plain(self, batch, epoch)
 
-    monkeypatch.setattr(BaseTrainer, "train_iter", train_iter)
+    monkeypatch.setattr(BaseTrainer, "step", step)
 
 
 NAMES = ("KD", "cross-batch KD", "dropout", "GradNorm", "OFD, teacher in train mode")
@@ -339,9 +339,9 @@ def test_a_signal_after_everything_was_written_is_no_interruption(tmp_path, teac
 def test_a_member_that_is_done_is_freed_while_others_train(tmp_path, teacher, monkeypatch):
     """The first one, whose teacher and way to load batches all use, has fewer epochs."""
     first, other = (member(tmp_path, teacher, n) for n in ("KD", "one epoch more"))
-    students, alive, plain = {}, [], BaseTrainer.train_iter
+    students, alive, plain = {}, [], BaseTrainer.step
 
-    def train_iter(self, batch, epoch):
+    def step(self, batch, epoch):
         if epoch == 1:
             students[self.experiment_name] = weakref.ref(self.distiller.student)
         if epoch == 3:
@@ -349,7 +349,7 @@ def test_a_member_that_is_done_is_freed_while_others_train(tmp_path, teacher, mo
             alive.append(sum(student() is not None for student in students.values()))
         return plain(self, batch, epoch)
 
-    monkeypatch.setattr(BaseTrainer, "train_iter", train_iter)
+    monkeypatch.setattr(BaseTrainer, "step", step)
     trained([first, other])
     assert alive == [1] * STEPS
 

@@ -49,14 +49,14 @@ def student(trainer):
 def test_the_file_has_the_weights_of_every_step(tmp_path, case):
     trainer = build(tmp_path, case, *KEPT)
     seen = []
-    plain = trainer.train_iter
+    plain = trainer.step
 
-    def train_iter(batch, epoch):
+    def step(batch, epoch):
         result = plain(batch, epoch)
-        seen.append(result.weights.tolist())
+        seen.append(torch.stack(result.weights).tolist())
         return result
 
-    trainer.train_iter = train_iter
+    trainer.step = step
     trainer.train()
     found = read_weights(trainer.log_path / "weights.jsonl")
     assert found.shape == (EPOCHS * STEPS, 2)

@@ -90,18 +90,18 @@ def build(tmp_path, case: str, *opts, teacher_seed: int = 99):
     return trainer_dict[trainer]("run", distiller, train, val, cfg)
 
 
-def stop_after(trainer, step: int, number: int = signal.SIGTERM) -> None:
-    """Send this process the signal ``number`` during the trainer's step ``step``."""
-    plain, done = trainer.train_iter, 0
+def stop_after(trainer, steps: int, number: int = signal.SIGTERM) -> None:
+    """Send this process the signal ``number`` during the trainer's step ``steps``."""
+    plain, done = trainer.step, 0
 
-    def train_iter(batch, epoch):
+    def step(batch, epoch):
         nonlocal done
         done += 1
-        if done == step:
+        if done == steps:
             os.kill(os.getpid(), number)
         return plain(batch, epoch)
 
-    trainer.train_iter = train_iter
+    trainer.step = step
 
 
 def outcome(trainer):
@@ -159,9 +159,9 @@ def test_save_every_steps_keeps_a_state_within_the_epoch(tmp_path):
         pass
 
     trainer = build(tmp_path, "cross-batch", "LOG.SAVE_EVERY_STEPS", 2)
-    plain, seen = trainer.train_iter, []
+    plain, seen = trainer.step, []
 
-    def train_iter(batch, epoch):
+    def step(batch, epoch):
         latest = tmp_path / "run" / "latest"
         if latest.exists():
             state = torch.load(latest, weights_only=True)
@@ -170,7 +170,7 @@ def test_save_every_steps_keeps_a_state_within_the_epoch(tmp_path):
             raise Stop  # as abrupt as SIGKILL: nothing is saved any more
         return plain(batch, epoch)
 
-    trainer.train_iter = train_iter
+    trainer.step = step
     with pytest.raises(Stop):
         trainer.train()
     assert seen == [(0, 2), (0, 2), (0, 4), (1, 0), (1, 0), (1, 2), (1, 2), (1, 4)]
@@ -203,12 +203,12 @@ def test_a_signal_during_validation_keeps_the_epochs_steps(tmp_path):
 def test_second_interrupt_ends_at_once_without_saving(tmp_path):
     trainer = build(tmp_path, "vanilla")
 
-    def train_iter(batch, epoch):
+    def step(batch, epoch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not reached")
 
-    trainer.train_iter = train_iter
+    trainer.step = step
     with pytest.raises(InterruptedRun, match="interrupted twice"):
         trainer.train()
     assert not (tmp_path / "run" / "latest").exists()

@@ -80,13 +80,13 @@ def test_a_training_is_measured(tmp_path, capsys):
 
 
 def test_a_leak_of_file_handles_ends_with_status_1(tmp_path, capsys, monkeypatch):
-    step, leaked = CrossBatchTrainer.train_iter, []
+    step, leaked = CrossBatchTrainer.step, []
 
     def leaky(self, batch, epoch):
         leaked.append(os.open(os.devnull, os.O_RDONLY))
         return step(self, batch, epoch)
 
-    monkeypatch.setattr(CrossBatchTrainer, "train_iter", leaky)
+    monkeypatch.setattr(CrossBatchTrainer, "step", leaky)
     try:
         with pytest.raises(SystemExit) as stop:
             soak(tmp_path, "--steps", "40", "--every", "2", "--slowdown", "20", "--memory", "500")

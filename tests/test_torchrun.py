@@ -18,7 +18,7 @@ import torch.distributed as dist
 from mdistiller.dataset import ArrayLoader, Recipe
 from mdistiller.distillers import CRD, distiller_dict
 from mdistiller.engine import BaseTrainer, trainer_dict
-from mdistiller.engine.runtime.distributed import World, piece_of
+from mdistiller.engine.runtime.distributed import World
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
 from mdistiller.models import build_model
 
@@ -170,15 +170,15 @@ def explode_in_one(folder):
 
 def stop_without_a_word(folder):
     trainer = build(folder, "DOT")
-    plain, steps = trainer.train_iter, []
+    plain, steps = trainer.step, []
 
-    def train_iter(batch, epoch):
+    def step(batch, epoch):
         steps.append(epoch)
         if World().rank == 1 and len(steps) == 3:
             os._exit(9)
         return plain(batch, epoch)
 
-    trainer.train_iter = train_iter
+    trainer.step = step
     trainer.train()
 
 
@@ -199,12 +199,12 @@ def test_what_cannot_be_split_is_refused(tmp_path, monkeypatch):
 
     trainer = build(tmp_path, "DOT")
     trainer.world = Two()
-    assert len(piece_of(trainer.train_loader, trainer)) == len(trainer.train_loader)
+    assert len(trainer.shard(trainer.train_loader)) == len(trainer.train_loader)
     with pytest.raises(ConfigError, match="list does not work in several processes"):
-        piece_of([], trainer)
+        trainer.shard([])
     monkeypatch.setitem(trainer.cfg.SOLVER, "BATCH_SIZE", 1)
     with pytest.raises(ConfigError, match="BATCH_SIZE 1 is the batch of all 2 processes"):
-        piece_of(trainer.train_loader, trainer)
+        trainer.shard(trainer.train_loader)
 
     class Own(BaseTrainer):
         def backward(self, batch, epoch):
@@ -214,7 +214,7 @@ def test_what_cannot_be_split_is_refused(tmp_path, monkeypatch):
     other = Own("run", trainer.distiller, trainer.train_loader, trainer.val_loader, trainer.cfg)
     other.world = Two()
     with pytest.raises(ConfigError, match="Own does not work"):
-        piece_of(trainer.train_loader, other)
+        other.shard(trainer.train_loader)
     assert not CRD.data_parallel
 
 

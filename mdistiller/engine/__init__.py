@@ -2,13 +2,14 @@
 
 from mdistiller.registry import Registry
 
-from .trainer import BaseTrainer, StepResult
+from .batch import Batch, StepResult
 from .trainers.balancing import (
     DistillDecayTrainer,
     GradientCosineTrainer,
     GradNormTrainer,
     UncertaintyTrainer,
 )
+from .trainers.base import BaseTrainer
 from .trainers.crossbatch import CrossBatchTrainer
 from .trainers.dot import CRDDOTTrainer, CRDTrainer, DistillationOrientedTrainer, DOTTrainer
 from .trainers.multitask import MultitaskTrainer
@@ -31,6 +32,7 @@ trainer_dict.update(
 
 __all__ = [
     "BaseTrainer",
+    "Batch",
     "CRDDOTTrainer",
     "CRDTrainer",
     "CrossBatchTrainer",

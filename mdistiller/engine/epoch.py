@@ -1,69 +1,58 @@
-"""What a training step reports, and what the loop adds up of it over an epoch."""
+"""What the loop adds up over an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .batch import StepResult
 from .meters import DeviceMeter, accuracy
 from .runtime.finite import FiniteWatch
 
 
-@dataclass
-class StepResult:
-    """What a trainer's ``backward`` reports of one step; all tensors stay on the device.
-
-    Attributes:
-        logits: the student's [B, C] on the current batch.
-        losses: the distiller's losses by name, scalar or shape [1].
-        diagnostics: scalars whose epoch means go into the logs.
-        gradients: scalars by description that must be finite, e.g. a gradient's norm.
-        weights: [2], what multiplied the two losses' gradients, where LOG.WEIGHTS asks for it.
-    """
-
-    logits: Tensor
-    losses: dict[str, Tensor]
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
-
-
-class EpochSums:
+class EpochState:
     """The running sums of one epoch, kept on the device; saved with a checkpoint within it.
+
+    Args:
+        window: see the attribute; of the epoch before, which it goes on with.
 
     Attributes:
         steps, images: done so far in this epoch.
         seconds: spent on them.
         metrics: losses and accuracies over the epoch.
-        diagnostics, window: the trainer's diagnostics over the epoch, and since the window was
-            last written.
+        diagnostics: the trainer's diagnostics over the epoch.
+        window: the same since they were last written, across epochs.
         finite: which losses and gradients were not finite, and when.
     """
 
     _METERS = ("metrics", "diagnostics", "window", "finite")
 
-    def __init__(self) -> None:
+    def __init__(self, window: DeviceMeter | None = None) -> None:
         self.steps = self.images = 0
         self.seconds = 0.0
-        self.metrics, self.diagnostics, self.window = DeviceMeter(), DeviceMeter(), DeviceMeter()
+        self.metrics, self.diagnostics = DeviceMeter(), DeviceMeter()
+        self.window = window or DeviceMeter()
         self.finite = FiniteWatch()
         self._weights: list[Tensor] = []
 
-    def add(self, result: StepResult, target: Tensor, images: int) -> None:
-        """One step on ``images`` images with the labels ``target`` [B]; stays on the device."""
+    def add(
+        self, result: StepResult, target: Tensor, images: int, keep_weights: bool = False
+    ) -> None:
+        """One step on ``images`` images with the labels ``target`` [B]; stays on the device.
+
+        Args:
+            keep_weights: remember the two losses' weights in this step.
+        """
         self.steps += 1
         self.images += images
         self.metrics.update(measure(result, target), images)
         self.diagnostics.update(result.diagnostics)
         self.window.update(result.diagnostics)
         self.finite.update({**result.losses, **result.gradients}, self.steps)
-        if result.weights is not None:
-            self._weights.append(result.weights)
+        if keep_weights and result.weights is not None:
+            self._weights.append(torch.stack(result.weights).detach())
 
     def step_weights(self) -> dict[str, list[float]]:
         """``ce`` and ``kd``, the losses' weights in every step so far; empty if none are kept.
@@ -90,6 +79,7 @@ class EpochSums:
 
 
 def measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
+    """Losses and accuracies (percent) of one step, by their names in ``metrics.jsonl``."""
     top1, top5 = accuracy(result.logits.detach(), target, topk=(1, 5))
     losses = {name: loss.detach().mean() for name, loss in result.losses.items()}
     return {
@@ -98,15 +88,3 @@ def measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
         "train_acc_top5": top5,
         **{f"train_{name}": loss for name, loss in losses.items()},
     }
-
-
-def epoch_of(loader: Iterable, epoch: int, start: int = 0) -> Iterable:
-    """``loader`` from batch ``start`` of ``epoch`` on, if its order depends on that.
-
-    A plain list has the same batches in every epoch.
-    """
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)
-    if start == 0:
-        return loader
-    return loader.iterate(start) if hasattr(loader, "iterate") else islice(loader, start, None)

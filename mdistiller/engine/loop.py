@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from mdistiller.errors import InterruptedRun
 
-from .epoch import EpochSums
+from .epoch import EpochState
 from .meters import validate
 from .optim import adjust_learning_rate
 from .rundir.folder import open_folder
 from .rundir.progress import Progress
 from .rundir.records import NoRecord, RunRecord, read_metrics
 from .rundir.result import run_result
-from .rundir.saving import Checkpoints
-from .runtime.signals import StopDuringValidation
-
-if TYPE_CHECKING:
-    from .trainer import BaseTrainer
+from .rundir.saving import Checkpoints, Trainable
+from .runtime.clock import Clock
+from .runtime.signals import StopDuringValidation, StopRequest
 
 # Steps between two looks at the running sums (a look waits for the device).
 READ_EVERY = 20
@@ -31,19 +29,48 @@ class Loop:
     """Takes a trainer through its epochs, pausing between its steps.
 
     Args:
-        trainer: whose ``batches`` and ``train_iter`` are the steps.
+        trainer: whose ``batches`` and ``step`` are the steps.
+        stop: the signals that end the run; a fleet's members have one together.
+        clock: tells the seconds that the run takes.
     """
 
-    def __init__(self, trainer: BaseTrainer) -> None:
+    def __init__(
+        self, trainer: Trainable, stop: StopRequest | None = None, clock: Clock | None = None
+    ) -> None:
         self._trainer = trainer
         self._world = trainer.world
+        self._stop = stop or StopRequest()
+        self._clock = clock or Clock()
 
-    def steps(self, resume: bool, allow_changes: bool) -> Generator[Position, None, dict[str, Any]]:
-        """Train; yields the position in front of every epoch and after every step.
+    def train(self, resume: bool = False, allow_changes: bool = False) -> dict[str, Any]:
+        """Train up to ``cfg.SOLVER.EPOCHS`` and return what ``result.json`` says.
+
+        Args:
+            resume: continue the run in the trainer's ``log_path`` from its latest checkpoint, if
+                it has one. Otherwise a run found there is set aside, under the same name with a
+                number.
+            allow_changes: resume although the configuration is not the checkpoint's.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite.
+            CheckpointError: a damaged file, one of another run, or a disk that is full.
+            ConfigError: the configuration is not that of the checkpoint.
+            InterruptedRun: stopped by a signal; ``log_path`` holds the last step.
+        """
+        steps = self.steps(resume, allow_changes)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def steps(
+        self, resume: bool = False, allow_changes: bool = False
+    ) -> Generator[Position, None, dict[str, Any]]:
+        """:meth:`train` one step at a time; yields the position before every epoch and after
+        every step.
 
         Closing the generator ends the run without saving it.
-
-        Args, returns and raises: see ``BaseTrainer.train``.
         """
         trainer, lock = self._trainer, None
         try:
@@ -51,15 +78,17 @@ class Loop:
                 if self._world.is_writer:
                     lock = open_folder(trainer.log_path, keep=resume)
             with self._world.together():
-                self._checkpoints = Checkpoints(trainer)
-                done, sums = self._checkpoints.load(allow_changes) if resume else (0, EpochSums())
-            with trainer.stop:
-                return (yield from self._epochs(done, sums))
+                self._checkpoints = Checkpoints(trainer, self._clock)
+                done, state = 0, EpochState()
+                if resume:
+                    done, state = self._checkpoints.load(allow_changes)
+            with self._stop:
+                return (yield from self._epochs(done, state))
         finally:
             if lock:
                 lock.release()
 
-    def _epochs(self, done: int, sums: EpochSums) -> Generator[Position, None, dict[str, Any]]:
+    def _epochs(self, done: int, state: EpochState) -> Generator[Position, None, dict[str, Any]]:
         trainer, kind = self._trainer, RunRecord if self._world.is_writer else NoRecord
         last = trainer.cfg.SOLVER.EPOCHS
         with self._world.together():
@@ -67,12 +96,12 @@ class Loop:
         self._progress = Progress(last, len(trainer.train_loader), first_epoch=done + 1)
         try:
             for epoch in range(done + 1, last + 1):
-                entry = yield from self._epoch(epoch, sums)
+                entry = yield from self._epoch(epoch, state)
                 with self._world.together():
-                    self._record.epoch(entry, sums.step_weights())
-                    self._checkpoints.save_epoch(epoch)
+                    self._record.epoch(entry, state.step_weights())
+                    self._checkpoints.save_epoch(epoch, state.window)
                 self._progress.end_epoch(entry)
-                sums = EpochSums()
+                state = EpochState(state.window)
             with self._world.together():
                 result = self._result()
                 self._record.finish(result)
@@ -86,99 +115,106 @@ class Loop:
             self._progress.close()
             self._record.close()
 
-    def _epoch(self, epoch: int, sums: EpochSums) -> Generator[Position, None, dict[str, Any]]:
+    def _epoch(self, epoch: int, state: EpochState) -> Generator[Position, None, dict[str, Any]]:
         """The rest of a pass over the training set, and one over the validation set."""
         trainer = self._trainer
+        keep_weights = trainer.cfg.LOG.WEIGHTS
         # In front of the pause, in which a fleet may already load the first batch for all.
-        began = trainer.clock() - sums.seconds
-        yield epoch, sums.steps
+        began = self._clock() - state.seconds
+        yield epoch, state.steps
         lr = adjust_learning_rate(epoch, trainer.cfg, trainer.optimizer)
-        self._progress.start_epoch(epoch, sums.steps, sums.images)
+        self._progress.start_epoch(epoch, state.steps, state.images)
         trainer.distiller.train()
-        for batch in trainer.batches(epoch, sums.steps):
-            result = trainer.train_iter(batch, epoch)
-            # A stand-in for an empty piece of the batch does not count.
-            sums.add(result, batch["target"], len(batch["target"]) if trainer.share else 0)
+        for batch in trainer.batches(epoch, state.steps):
+            result = trainer.step(batch, epoch)
+            state.add(result, batch.target, batch.images, keep_weights)
             # The graph of the step must not outlive it: in a pause others train.
             del batch, result
-            if sums.steps % READ_EVERY == 0:
-                trainer.check_finite(epoch, sums)
-                self._progress.step(sums.steps, sums.images, sums.metrics.averages())
-            self._write_window(sums, epoch)
-            sums.seconds = trainer.clock() - began
+            if state.steps % READ_EVERY == 0:
+                self._check_finite(epoch, state)
+                self._progress.step(state.steps, state.images, state.metrics.averages())
+            self._write_window(epoch, state)
+            state.seconds = self._clock() - began
             # Here, so that who is asked to stop in the pause does so before another step.
-            yield epoch, sums.steps
-            self._save_within(epoch, sums)
+            yield epoch, state.steps
+            self._save_within(epoch, state)
         # Waits for the device, so that the time is that of all steps.
-        trainer.check_finite(epoch, sums)
-        sums.seconds = trainer.clock() - began
-        return self._entry(epoch, lr, sums, self._validate(epoch, sums))
+        self._check_finite(epoch, state)
+        state.seconds = self._clock() - began
+        return self._entry(epoch, lr, state, self._validate(epoch, state))
 
     def _entry(
-        self, epoch: int, lr: float, sums: EpochSums, validated: tuple[float, float, float]
+        self, epoch: int, lr: float, state: EpochState, validated: tuple[float, float, float]
     ) -> dict[str, Any]:
-        """The epoch's line of ``metrics.jsonl``; remembers the best epoch."""
-        trainer = self._trainer
+        """The epoch's line of ``metrics.jsonl``."""
         top1, top5, loss = validated
-        if top1 >= trainer.best_acc:
-            trainer.best_acc, trainer.best_epoch = top1, epoch
+        best_top1, _ = self._checkpoints.compare(epoch, top1)
         entry = {
             "epoch": epoch,
             "lr": lr,
-            **sums.metrics.averages(self._world),
+            **state.metrics.averages(self._world),
             "test_acc": top1,
             "test_acc_top5": top5,
             "test_loss": loss,
-            "best_acc": trainer.best_acc,
-            "steps": sums.steps,
-            "seconds": sums.seconds,
-            "images_per_second": sum(self._world.gather(sums.images)) / sums.seconds,
+            "best_acc": best_top1,
+            "steps": state.steps,
+            "seconds": state.seconds,
+            "images_per_second": sum(self._world.gather(state.images)) / state.seconds,
         }
-        if trainer.clock.fleet > 1:
-            entry["fleet"] = trainer.clock.fleet
-        if means := sums.diagnostics.averages():
-            entry[trainer.diagnostics_name] = means
+        if self._clock.fleet > 1:
+            entry["fleet"] = self._clock.fleet
+        if means := state.diagnostics.averages():
+            entry[self._trainer.diagnostics_name] = means
         return entry
 
-    def _validate(self, epoch: int, sums: EpochSums) -> tuple[float, float, float]:
+    def _validate(self, epoch: int, state: EpochState) -> tuple[float, float, float]:
         trainer, world = self._trainer, self._world
         if world.size > 1:
             world.assert_agreement(trainer.optimizer.param_groups[0]["params"])
             world.copy_buffers(trainer.distiller)
             return validate(trainer.val_loader, trainer.distiller, world)
         try:
-            return validate(trainer.stop.until(trainer.val_loader), trainer.distiller)
+            return validate(self._stop.until(trainer.val_loader), trainer.distiller)
         except StopDuringValidation:
-            self._stop_here(epoch, sums)
+            self._stop_here(epoch, state)
 
-    def _write_window(self, sums: EpochSums, epoch: int) -> None:
+    def _check_finite(self, epoch: int, state: EpochState) -> None:
+        """Raises NonFiniteError, in every process, if something was not finite in one."""
+        with self._world.together():
+            state.finite.check(epoch)
+
+    def _write_window(self, epoch: int, state: EpochState) -> None:
         """Every TENSORBOARD_FREQ steps, the diagnostics' means over these steps."""
         trainer = self._trainer
-        total = (epoch - 1) * len(trainer.train_loader) + sums.steps
+        total = (epoch - 1) * len(trainer.train_loader) + state.steps
         if total % trainer.cfg.LOG.TENSORBOARD_FREQ:
             return
-        means, name = sums.window.averages(), trainer.diagnostics_name
+        means, name = state.window.averages(), trainer.diagnostics_name
         self._record.scalars({f"{name}/{k}": v for k, v in means.items()}, total)
-        sums.window.reset()
+        state.window.reset()
 
-    def _save_within(self, epoch: int, sums: EpochSums) -> None:
+    def _save_within(self, epoch: int, state: EpochState) -> None:
         """After a step: the checkpoint that is due or that a signal asks for."""
         trainer = self._trainer
-        last = sums.steps == len(trainer.train_loader)
+        last = state.steps == len(trainer.train_loader)
         # Asking the other processes takes time, so that is done now and then only.
-        if trainer.stop.agreed(self._world, now=last or sums.steps % READ_EVERY == 0):
-            self._stop_here(epoch, sums)
+        if self._stop.agreed(self._world, now=last or state.steps % READ_EVERY == 0):
+            self._stop_here(epoch, state)
         every = trainer.cfg.LOG.SAVE_EVERY_STEPS
         # After its last step an epoch is about to be saved as a whole.
-        if every and sums.steps % every == 0 and not last:
-            self._checkpoints.save_step(epoch, sums)
+        if every and state.steps % every == 0 and not last:
+            self._save_step(epoch, state)
 
-    def _stop_here(self, epoch: int, sums: EpochSums) -> NoReturn:
-        """Save and end the run, as SIGINT or SIGTERM asks."""
-        trainer = self._trainer
-        self._checkpoints.save_step(epoch, sums)
+    def _save_step(self, epoch: int, state: EpochState) -> None:
+        # What is not finite never becomes the checkpoint.
+        self._check_finite(epoch, state)
+        self._checkpoints.save_step(epoch, state)
+
+    def _stop_here(self, epoch: int, state: EpochState) -> NoReturn:
+        """Save and end the run, as a signal asks."""
+        self._save_step(epoch, state)
         with self._world.together():
-            raise trainer.stop.error(epoch, sums.steps, trainer.log_path)
+            raise self._stop.error(epoch, state.steps, self._trainer.log_path)
 
     def _result(self) -> dict[str, Any]:
         trainer = self._trainer
@@ -188,7 +224,7 @@ class Loop:
             name=trainer.experiment_name,
             history=read_metrics(trainer.log_path),
             processes=self._world.size,
-            best=(trainer.best_acc, trainer.best_epoch),
+            best=self._checkpoints.best,
             seconds=self._checkpoints.seconds,
-            **trainer.facts,
+            **trainer.extra_results,
         )

@@ -22,7 +22,7 @@ from .meters import validate
 from .runtime.determinism import name_nondeterministic, use_deterministic_algorithms
 from .runtime.distributed import joined_by_torchrun
 from .runtime.memory import keep_freed_memory
-from .trainer import BaseTrainer
+from .trainers.base import BaseTrainer
 
 # A teacher this many points below its published accuracy is probably not the published one.
 TEACHER_TOLERANCE = 0.5
@@ -101,7 +101,7 @@ def build_trainer(
     )
     if distiller.teacher is not None and cfg.DATASET.TYPE != "imagenet":
         known.teacher_top1 = check_teacher(cfg, distiller.teacher, val_loader, known.teacher_top1)
-        trainer.facts["teacher_top1"] = known.teacher_top1
+        trainer.extra_results["teacher_top1"] = known.teacher_top1
     return trainer
 
 

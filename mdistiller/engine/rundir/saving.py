@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
 
 from mdistiller.console import say
-from mdistiller.engine.epoch import EpochSums
+from mdistiller.distillers import Distiller
+from mdistiller.engine.batch import Batch, StepResult
+from mdistiller.engine.epoch import EpochState
+from mdistiller.engine.meters import DeviceMeter
+from mdistiller.engine.runtime.clock import Clock
+from mdistiller.engine.runtime.distributed import World
 from mdistiller.errors import CheckpointError
 from mdistiller.models.teachers import read_checkpoint
 
 from .checkpoint import random_state, save_checkpoint, set_random_state, unwrap_keys, wrap_keys
 from .resume import refuse_changes, refuse_other_teacher, relevant_config, teacher_reference
 
-if TYPE_CHECKING:
-    from mdistiller.engine.trainer import BaseTrainer
+
+class Trainable(Protocol):
+    """What the loop and its checkpoints ask of a trainer."""
+
+    cfg: Any
+    device: torch.device
+    world: World
+    distiller: Distiller
+    optimizer: Optimizer
+    train_loader: Iterable
+    val_loader: Iterable
+    experiment_name: str
+    log_path: Path
+    diagnostics_name: str
+    extra_results: dict[str, Any]
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+    def step(self, batch: Batch, epoch: int) -> StepResult: ...
+    def extra_state(self) -> dict[str, Any]: ...
+    def load_extra_state(self, state: dict[str, Any]) -> None: ...
 
 
 class Checkpoints:
@@ -25,46 +53,54 @@ class Checkpoints:
 
     Args:
         trainer: before its first step, so that its teacher is as it was loaded.
+        clock: tells the seconds that the run takes.
 
     Attributes:
+        best: the best test top-1 so far in percent, and its epoch.
         teacher: see :func:`~mdistiller.engine.rundir.resume.teacher_reference`.
     """
 
-    def __init__(self, trainer: BaseTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Trainable, clock: Clock) -> None:
+        self._trainer, self._clock = trainer, clock
         self.teacher = teacher_reference(trainer.cfg, trainer.distiller.teacher)
-        self._seconds_before, self._start = 0.0, trainer.clock()
+        self.best = (-1.0, 0)
+        self._seconds_before, self._start = 0.0, clock()
 
     @property
     def seconds(self) -> float:
         """Time spent on the run by its trainer's clock, interruptions left out."""
-        return self._seconds_before + self._trainer.clock() - self._start
+        return self._seconds_before + self._clock() - self._start
 
-    def save_epoch(self, epoch: int) -> None:
-        """After ``epoch`` is complete."""
+    def compare(self, epoch: int, top1: float) -> tuple[float, int]:
+        """:attr:`best` after ``epoch``, of two equal ones the later."""
+        if top1 >= self.best[0]:
+            self.best = (top1, epoch)
+        return self.best
+
+    def save_epoch(self, epoch: int, window: DeviceMeter) -> None:
+        """After ``epoch`` is complete.
+
+        Args:
+            window: diagnostics that are not written yet.
+        """
         trainer = self._trainer
         if not trainer.world.is_writer:
             return
-        state = self._state(epoch)
+        state = {**self._state(epoch), "window": window.state_dict()}
         student = {"model": trainer.distiller.student.state_dict()}
         names = ["latest"]
         if epoch % trainer.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             names.append(f"epoch_{epoch}")
-        if trainer.best_epoch == epoch:
+        if self.best[1] == epoch:
             names.append("best")
         # "latest" last: once it is there, everything else of this epoch is there too.
         for name in reversed(names):
             save_checkpoint(student, trainer.log_path / f"student_{name.removeprefix('epoch_')}")
             save_checkpoint(state, trainer.log_path / name)
 
-    def save_step(self, epoch: int, sums: EpochSums) -> None:
-        """Within ``epoch``, of which ``sums`` is done.
-
-        Raises:
-            NonFiniteError: something was not finite; the checkpoint before is kept.
-        """
+    def save_step(self, epoch: int, sums: EpochState) -> None:
+        """Within ``epoch``, of which ``sums`` is done."""
         trainer = self._trainer
-        trainer.check_finite(epoch, sums)
         by_process = trainer.world.gather(sums.state_dict())
         with trainer.world.together():
             if trainer.world.is_writer:
@@ -78,8 +114,8 @@ class Checkpoints:
             "epoch": epoch,
             "model": wrap_keys(trainer.distiller.state_dict()),
             "optimizer": trainer.optimizer.state_dict(),
-            "best_acc": trainer.best_acc,
-            "best_epoch": trainer.best_epoch,
+            "best_acc": self.best[0],
+            "best_epoch": self.best[1],
             "seconds": self.seconds,
             "random_state": random_state(),
             "trainer": trainer.extra_state(),
@@ -87,7 +123,7 @@ class Checkpoints:
             "teacher": self.teacher,
         }
 
-    def load(self, allow_changes: bool) -> tuple[int, EpochSums]:
+    def load(self, allow_changes: bool) -> tuple[int, EpochState]:
         """Restore the run's state.
 
         Args:
@@ -103,7 +139,7 @@ class Checkpoints:
         path = self._trainer.log_path / "latest"
         if not path.exists():
             say(f"{path}: no checkpoint yet, so this run starts from the beginning")
-            return 0, EpochSums()
+            return 0, EpochState()
         state = read_checkpoint(path, map_location=self._trainer.device)
         # mdistiller's own checkpoints have neither of the two.
         if isinstance(state, dict) and "config" in state:
@@ -120,19 +156,21 @@ class Checkpoints:
                 "resume with the one in config.yaml beside it"
             ) from None
 
-    def _restore(self, state: dict[str, Any]) -> tuple[int, EpochSums]:
-        trainer, sums = self._trainer, EpochSums()
+    def _restore(self, state: dict[str, Any]) -> tuple[int, EpochState]:
+        trainer, sums = self._trainer, EpochState()
         trainer.distiller.load_state_dict(unwrap_keys(state["model"]))
         trainer.optimizer.load_state_dict(state["optimizer"])
-        epoch, trainer.best_acc = int(state["epoch"]), float(state["best_acc"])
-        # mdistiller's own checkpoints end here; the rest is this project's.
-        trainer.best_epoch = state.get("best_epoch", 0)
-        self._seconds_before, self._start = state.get("seconds", 0.0), trainer.clock()
+        # mdistiller's own checkpoints have no more than these; the rest is this project's.
+        epoch = int(state["epoch"])
+        self.best = (float(state["best_acc"]), state.get("best_epoch", 0))
+        self._seconds_before, self._start = state.get("seconds", 0.0), self._clock()
         trainer.load_extra_state(state.get("trainer", {}))
         if "sums" in state:
             if len(state["sums"]) != trainer.world.size:
                 raise ValueError(f"within an epoch of {len(state['sums'])} processes")
             sums.load_state_dict(state["sums"][trainer.world.rank])
+        elif "window" in state:
+            sums.window.load_state_dict(state["window"])
         if "random_state" in state:
             set_random_state(state["random_state"])
         return epoch, sums

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,6 @@ from torch import Tensor, nn
 
 from mdistiller.device import resolve_device
 from mdistiller.errors import ConfigError, MdistillerError
-
-if TYPE_CHECKING:
-    from mdistiller.dataset import Loader
-    from mdistiller.engine.trainer import BaseTrainer
 
 
 class World:
@@ -147,22 +143,19 @@ def joined_by_torchrun(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def piece_of(loader: Iterable, trainer: BaseTrainer) -> Iterable:
+def shard_of(loader: Iterable, world: World, batch_size: int, able: dict[type, bool]) -> Iterable:
     """What this process sees of ``loader``; all of it in a world of one.
 
+    Args:
+        batch_size: SOLVER.BATCH_SIZE, that of all processes.
+        able: whether what else takes part works on a part of a batch, by its class.
+
     Raises:
-        ConfigError: the trainer, its distiller, or the batch size does not allow it.
+        ConfigError: something does not, or the batch is too small.
     """
-    world, batch_size = trainer.world, trainer.cfg.SOLVER.BATCH_SIZE
     if world.size == 1:
         return loader
-    owner = next(c for c in type(trainer).__mro__ if "backward" in vars(c))
-    able = {
-        type(trainer): vars(owner).get("data_parallel", False),
-        type(trainer.distiller): trainer.distiller.data_parallel,
-        type(loader): hasattr(loader, "piece"),
-    }
-    for cls, can in able.items():
+    for cls, can in {**able, type(loader): hasattr(loader, "piece")}.items():
         if not can:
             raise ConfigError(
                 f"{cls.__name__} does not work in several processes; run without torchrun"
@@ -175,6 +168,6 @@ def piece_of(loader: Iterable, trainer: BaseTrainer) -> Iterable:
     return loader.piece(world.rank, world.size)
 
 
-def share_of(loader: Loader, number: int) -> float:
+def fraction_of(loader: Any, number: int, world: World) -> float:
     """This process's part of the images in batch ``number`` (from 0) of ``loader``."""
-    return loader.count(number) / loader.whole(number)
+    return 1.0 if world.size == 1 else loader.count(number) / loader.whole(number)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mdistiller.engine.trainer import BaseTrainer, StepResult
+from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import (
     DecaySchedule,
@@ -18,6 +18,7 @@ from mdistiller.weighting import (
     uncertainty_weights,
 )
 
+from .base import BaseTrainer
 from .gradients import GradientRows
 from .pair import PairTrainer, loss_values
 
@@ -77,24 +78,29 @@ class WeightedSumTrainer(BaseTrainer):
         # No buffer of gradients is needed.
         self._gradients = GradientRows(self.distiller, 0)
 
-    def weights(self, losses: Tensor, epoch: int) -> Tensor:
-        """Weights [2] for the losses [2] in ``epoch`` (counted from 1), without a graph."""
+    def weights(self, losses: Tensor, epoch: int, step: int) -> Tensor:
+        """Weights [2] for the losses [2], without a graph.
+
+        Args:
+            epoch: counted from 1.
+            step: in the whole run, counted from 0.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement weights")
 
-    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
-        logits, losses = self.distiller(**batch, epoch=epoch)
-        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
-        weights = self.weights(loss_values(self.world, supervised, distillation), epoch)
+    def backward(self, batch: Batch, epoch: int) -> StepResult:
+        logits, losses = self.distiller(**batch.inputs(epoch))
+        supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
+        values = loss_values(self.world, supervised, distillation)
+        weights = self.weights(values, epoch, batch.step)
         self._gradients.backward_weighted((supervised, distillation), weights.unbind())
         # Not those of the weights, which every process has computed from the whole batch.
-        networks = (*self._gradients.theta, *self._gradients.extra)
-        self.world.sum_([p.grad for p in networks if p.grad is not None])
+        norm = self.sum_gradients((*self._gradients.theta, *self._gradients.extra))
         return StepResult(
             logits,
             losses,
             diagnostics={"ce": weights[0], "kd": weights[1]},
-            gradients={"gradient": self.gradient_norm()},
-            weights=self.kept_weights(weights[0], weights[1]),
+            gradients={"gradient": norm},
+            weights=(weights[0], weights[1]),
         )
 
 
@@ -120,7 +126,7 @@ class UncertaintyTrainer(WeightedSumTrainer):
         )
         return optimizer
 
-    def weights(self, losses: Tensor, epoch: int) -> Tensor:
+    def weights(self, losses: Tensor, epoch: int, step: int) -> Tensor:
         variances = self.log_variances.detach()
         self.log_variances.grad = uncertainty_gradient(variances, losses)
         return uncertainty_weights(variances)
@@ -146,7 +152,7 @@ class DistillDecayTrainer(WeightedSumTrainer):
         super().__init__(*args, **kwargs)
         self.schedule = build_schedule(self.cfg)
 
-    def weights(self, losses: Tensor, epoch: int) -> Tensor:
+    def weights(self, losses: Tensor, epoch: int, step: int) -> Tensor:
         ce, kd = self.schedule((epoch - 1) / self.cfg.SOLVER.EPOCHS)
         factors = (ce / self.schedule.ce_from, kd / self.schedule.kd_from)
         return torch.stack([torch.full_like(losses[0], factor) for factor in factors])

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mdistiller.distillers import CrossBatchDistiller
-from mdistiller.engine.epoch import epoch_of
-from mdistiller.engine.runtime.distributed import share_of
-from mdistiller.engine.trainer import BaseTrainer, StepResult
+from mdistiller.engine.batch import Batch, StepResult, epoch_of
+from mdistiller.engine.runtime.distributed import fraction_of
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import CrossBatchWeighting, combined_norms, gramian
 
+from .base import BaseTrainer
 from .gradients import GradientRows
 
 AUXILIARY_STREAM = "auxiliary"
@@ -65,12 +65,11 @@ class CrossBatchTrainer(BaseTrainer):
         self.weighting = build_weighting(cfg)
         self.reference = node.REFERENCE
         self.period = node.PERIOD
-        self.auxiliary_loader = auxiliary_loader
+        self.auxiliary_loader = None if auxiliary_loader is None else self.shard(auxiliary_loader)
         if self.reference == "fresh" and auxiliary_loader is None:
             self.auxiliary_loader = _auxiliary_stream(self.train_loader, node.BATCH_SIZE)
         self._gradients = GradientRows(self.distiller, 3)
         self._weights: tuple[Tensor, Tensor] | None = None
-        self._steps = 0
 
     def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
         super().share_streams(share)
@@ -80,51 +79,45 @@ class CrossBatchTrainer(BaseTrainer):
             key = (AUXILIARY_STREAM, getattr(loader, "batch_size", None), self.period)
             self.auxiliary_loader = share(key, loader)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         if self.reference != "fresh":
             yield from super().batches(epoch, start)
             return
         # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
-        drawn = sum(step % self.period == 0 for step in range(self._steps - start, self._steps))
+        first = self.first_step(epoch)
+        drawn = sum(map(self._solves, range(first, first + start)))
         auxiliary = _endless(self.auxiliary_loader, epoch, drawn)
+        place, world = self.device_transform(), self.world
         for batch in super().batches(epoch, start):
             # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
-            if self._solves_now():
+            if self._solves(batch.step):
                 number, data = next(auxiliary)
-                pair = self.to_device(data)
-                batch["auxiliary"] = (pair["image"], pair["target"])
-                if self.world.size > 1:
-                    batch["auxiliary_share"] = share_of(self.auxiliary_loader, number)
+                fraction = fraction_of(self.auxiliary_loader, number, world)
+                batch.auxiliary = Batch(*place(data[:2]), step=batch.step, fraction=fraction)
             yield batch
 
-    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
-        auxiliary, share = batch.pop("auxiliary", None), batch.pop("auxiliary_share", 1.0)
-        solve = self._solves_now()
-        self._steps += 1
-        if auxiliary is not None:
+    def backward(self, batch: Batch, epoch: int) -> StepResult:
+        if (auxiliary := batch.auxiliary) is not None:
             # Before the graph of the current batch exists: the two never share the memory.
-            reference = self.distiller.reference_loss(*auxiliary)
-            self._gradients.write(REF, self.scaled(reference, share))
-        logits, losses = self.distiller(**batch, epoch=epoch)
-        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
-        if not solve:
+            reference = self.distiller.reference_loss(auxiliary.image, auxiliary.target)
+            self._gradients.write(REF, auxiliary.scaled(reference))
+        logits, losses = self.distiller(**batch.inputs(epoch))
+        supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
+        if not self._solves(batch.step):
             self._gradients.backward_weighted((supervised, distillation), self._weights)
-            self.reduce_gradients()
-            gradients = {"gradient": self.gradient_norm()}
-            kept = self.kept_weights(*self._weights)
-            return StepResult(logits, losses, gradients=gradients, weights=kept)
+            gradients = {"gradient": self.sum_gradients()}
+            return StepResult(logits, losses, gradients=gradients, weights=self._weights)
         diagnostics = self._step_with_solved_weights(supervised, distillation)
         gradients = {
             "gradient of the supervised loss": diagnostics["norm_ce"],
             "gradient of the distillation loss": diagnostics["norm_kd"],
             "reference gradient": diagnostics["norm_ref"],
         }
-        kept = self.kept_weights(*self._weights)
-        return StepResult(logits, losses, diagnostics, gradients, kept)
+        return StepResult(logits, losses, diagnostics, gradients, self._weights)
 
-    def _solves_now(self) -> bool:
-        """Whether the coming step solves for the weights or reuses the last ones."""
-        return self._steps % self.period == 0
+    def _solves(self, step: int) -> bool:
+        """Whether ``step`` of the run (from 0) solves for the weights or reuses the last ones."""
+        return step % self.period == 0
 
     def _step_with_solved_weights(
         self, supervised: Tensor, distillation: Tensor
@@ -151,14 +144,12 @@ class CrossBatchTrainer(BaseTrainer):
     def extra_state(self) -> dict[str, Any]:
         keep = self.reference == "previous" and self._weights is not None
         return {
-            "steps": self._steps,
             "weights": self._weights,
             "weighting": self.weighting.state_dict(),
             "previous": self._gradients.buffer[CE].clone() if keep else None,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
         self._weights = state["weights"]
         self.weighting.load_state_dict(state["weighting"])
         if state["previous"] is not None:

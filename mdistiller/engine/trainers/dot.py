@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mdistiller.engine.trainer import BaseTrainer, StepResult
+from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.errors import ConfigError
+
+from .base import BaseTrainer
 
 
 class DistillationOrientedTrainer(Optimizer):
@@ -120,18 +122,16 @@ class DOTTrainer(BaseTrainer):
                 f"{solver.MOMENTUM}: {error}"
             ) from None
 
-    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
-        logits, losses = self.distiller(**batch, epoch=epoch)
+    def backward(self, batch: Batch, epoch: int) -> StepResult:
+        logits, losses = self.distiller(**batch.inputs(epoch))
         task, distillation = self.distiller.split_losses(losses)
-        self.scaled(distillation).backward(retain_graph=True)
-        self.reduce_gradients()
-        kd_norm = self.gradient_norm()
+        batch.scaled(distillation).backward(retain_graph=True)
+        kd_norm = self.sum_gradients()
         self.optimizer.step_kd()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaled(task).backward()
-        self.reduce_gradients()
+        batch.scaled(task).backward()
         gradients = {
-            "gradient of the supervised loss": self.gradient_norm(),
+            "gradient of the supervised loss": self.sum_gradients(),
             "gradient of the distillation loss": kd_norm,
         }
         return StepResult(logits, losses, gradients=gradients)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.engine.runtime.distributed import World
-from mdistiller.engine.trainer import BaseTrainer, StepResult
 from mdistiller.weighting import gramian, pair_statistics
 
+from .base import BaseTrainer
 from .gradients import GradientRows
 
 # Rows of the stacked gradients.
@@ -45,9 +46,9 @@ class PairTrainer(BaseTrainer):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement combine")
 
-    def backward(self, batch: dict[str, Any], epoch: int) -> StepResult:
-        logits, losses = self.distiller(**batch, epoch=epoch)
-        supervised, distillation = map(self.scaled, self.distiller.split_losses(losses))
+    def backward(self, batch: Batch, epoch: int) -> StepResult:
+        logits, losses = self.distiller(**batch.inputs(epoch))
+        supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
         self._gradients.write(CE, supervised, retain_graph=True)
         self._gradients.write(KD, distillation)
         self._gradients.reduce(self.world, 2)
@@ -66,15 +67,14 @@ class PairTrainer(BaseTrainer):
             "weight of the distillation loss": weights[KD],
         }
         diagnostics = {"ce": weights[CE], "kd": weights[KD], **statistics}
-        kept = self.kept_weights(weights[CE], weights[KD])
-        return StepResult(logits, losses, diagnostics, gradients, kept)
+        return StepResult(logits, losses, diagnostics, gradients, (weights[CE], weights[KD]))
 
 
 def loss_values(world: World, supervised: Tensor, distillation: Tensor) -> Tensor:
     """Values [2] of the two losses on the whole batch, without their graphs.
 
     Args:
-        supervised, distillation: of this process, scaled by its share of the batch.
+        supervised, distillation: of this process, scaled by its fraction of the batch.
     """
     values = torch.stack([supervised.detach(), distillation.detach()])
     world.sum_([values])

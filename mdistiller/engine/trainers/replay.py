@@ -46,14 +46,12 @@ class ReplayTrainer(WeightedSumTrainer):
             order = generator(self.cfg.EXPERIMENT.SEED, "replay")
             sequence = sequence[torch.randperm(wanted, generator=order)]
         self._sequence = sequence.to(self.device)
-        self._steps = 0
 
-    def weights(self, losses: Tensor, epoch: int) -> Tensor:
-        self._steps += 1
-        return self._sequence[self._steps - 1]
+    def weights(self, losses: Tensor, epoch: int, step: int) -> Tensor:
+        return self._sequence[step]
 
     def extra_state(self) -> dict[str, Any]:
-        return {"steps": self._steps, "content": self._content}
+        return {"content": self._content}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if state["content"] != self._content:
@@ -61,7 +59,6 @@ class ReplayTrainer(WeightedSumTrainer):
                 f"the checkpoint was trained with other weights than those in REPLAY.FILE "
                 f"{self.cfg.REPLAY.FILE}; give that run's file, or another EXPERIMENT.NAME"
             )
-        self._steps = state["steps"]
 
 
 def read_weights(file: str | Path) -> Tensor:

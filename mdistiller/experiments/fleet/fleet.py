@@ -17,12 +17,12 @@ from typing import Any, TextIO
 from mdistiller.config.cfg import experiment_name, show_cfg
 from mdistiller.console import say
 from mdistiller.dataset import CONTRASTIVE_DISTILLERS
-from mdistiller.engine.loop import Position
+from mdistiller.engine.loop import Loop, Position
 from mdistiller.engine.run import Known, build_trainer, say_result
 from mdistiller.engine.runtime.determinism import name_nondeterministic
 from mdistiller.engine.runtime.memory import keep_freed_memory
 from mdistiller.engine.runtime.signals import StopRequest
-from mdistiller.engine.trainer import BaseTrainer
+from mdistiller.engine.trainers.base import BaseTrainer
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
 from mdistiller.seeding import derive_seed, global_state, seed_everything, set_global_state
 
@@ -142,10 +142,9 @@ class Fleet:
         with self._turn(seat):
             show_cfg(member.cfg)
             seat.trainer = trainer = build_trainer(member.cfg, member.opts, self._known)
-            trainer.stop, trainer.clock = self._stop, seat.clock
             self._shared.add_streams(trainer)
             seed_everything(derive_seed(member.cfg.EXPERIMENT.SEED, "training"))
-            seat.steps = trainer.steps(member.resume)
+            seat.steps = Loop(trainer, self._stop, seat.clock).steps(member.resume)
             self._advance(seat)
             # After its checkpoint was loaded, which holds the teacher's weights.
             if seat.active and not self._shared.add_teacher(trainer.distiller):

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mdistiller.distillers import Distiller
-from mdistiller.engine.epoch import epoch_of
+from mdistiller.engine.batch import DeviceTransform, epoch_of
 from mdistiller.engine.runtime.precision import FloatFeatures, same_tensors
-
-if TYPE_CHECKING:
-    from mdistiller.engine.trainer import BaseTrainer
+from mdistiller.engine.trainers.base import BaseTrainer
 
 _Timed = Callable[[], AbstractContextManager[None]]
 
@@ -44,14 +42,14 @@ class SharedStream:
 
     Args:
         loader: a pure function of epoch and position; used by nobody else.
-        place: what every reader would do to a batch, by name of its tensors.
+        place: what every reader would do to a batch.
         timed: around the work that is done for all.
     """
 
     def __init__(
         self,
         loader: Iterable,
-        place: Callable[[tuple[Tensor, ...]], dict[str, Tensor]],
+        place: DeviceTransform,
         timed: _Timed,
     ) -> None:
         self.loader = loader
@@ -72,7 +70,7 @@ class SharedStream:
             self._pass = iter(epoch_of(self.loader, epoch, number))
         # Lest a failed read leaves a position behind that the pass is not at.
         self._at = None
-        batch = tuple(self._place(next(self._pass)).values())
+        batch = self._place(next(self._pass))
         self._latest, self._at = _Kept(batch, batch), (epoch, number)
         if number == len(self.loader) - 1:
             next(self._pass, None)  # lets a pass with worker processes end them
@@ -163,7 +161,7 @@ class Shared:
 
     def add_streams(self, trainer: BaseTrainer) -> None:
         """Let ``trainer``, whose loaders are those of the other ones, read what they read."""
-        place = trainer.placement()
+        place = trainer.device_transform()
 
         def share(key: Hashable, loader: Iterable) -> StreamReader:
             if key not in self._streams:

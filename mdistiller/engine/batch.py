@@ -1,0 +1,98 @@
+"""What passes from a loader through a trainer to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Puts what a loader yields on the device of the run.
+DeviceTransform = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+@dataclass
+class Batch:
+    """One step's images and what is known of them; the first four as a loader yields them.
+
+    Attributes:
+        image: [B, 3, H, W].
+        target: class labels [B].
+        index: positions in the training set [B]; None where the loader gives none.
+        contrastive_index: [B, K + 1]; None for a method that contrasts nothing.
+        step: number of the step in the whole run, from 0.
+        fraction: this process's part of the images of all processes; 0 for a stand-in.
+        auxiliary: a second batch (its image, target and fraction), where the step uses one.
+    """
+
+    image: Tensor
+    target: Tensor
+    index: Tensor | None = None
+    contrastive_index: Tensor | None = None
+    step: int = 0
+    fraction: float = 1.0
+    auxiliary: Batch | None = None
+
+    @property
+    def images(self) -> int:
+        """How many images count."""
+        return len(self.target) if self.fraction else 0
+
+    def inputs(self, epoch: int) -> dict[str, Any]:
+        """A distiller's keyword arguments: what there is of this batch, and the epoch."""
+        found: dict[str, Any] = {"image": self.image, "target": self.target, "epoch": epoch}
+        if self.index is not None:
+            found["index"] = self.index
+        if self.contrastive_index is not None:
+            found["contrastive_index"] = self.contrastive_index
+        return found
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """A mean over these images, as its part of the mean over those of all processes."""
+        return loss if self.fraction == 1 else loss * self.fraction
+
+
+@dataclass
+class StepResult:
+    """What a trainer's ``backward`` reports of one step; all tensors stay on the device.
+
+    Attributes:
+        logits: the student's [B, C] on the current batch.
+        losses: the distiller's losses by name, scalar or shape [1].
+        diagnostics: scalars that describe the step, by name.
+        gradients: scalars by description that must be finite, e.g. a gradient's norm.
+        weights: what multiplied the gradients of the supervised and the distillation loss, by
+            a method that weights them.
+    """
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    weights: tuple[Tensor, Tensor] | None = None
+
+
+def to_device(
+    data: tuple[Tensor, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> tuple[Tensor, ...]:
+    """A loader's tensors on ``device``, the images in the student's type and memory format."""
+    image, *rest = (x.to(device, non_blocking=True) for x in data)
+    return image.to(dtype, memory_format=layout), *rest
+
+
+def epoch_of(loader: Iterable, epoch: int, start: int = 0) -> Iterable:
+    """``loader`` from batch ``start`` of ``epoch`` on, if its order depends on that.
+
+    A plain list has the same batches in every epoch.
+    """
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    if start == 0:
+        return loader
+    return loader.iterate(start) if hasattr(loader, "iterate") else islice(loader, start, None)
