@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import os
 import pickle
+import tarfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,19 +17,18 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mdistiller import models
 from mdistiller.errors import CheckpointError, UnknownNameError
 from mdistiller.models import teachers
+from mdistiller.models.checkpoints import load_weights, read_checkpoint, read_state_dict
 from mdistiller.models.teachers import (
     PUBLISHED_TOP1,
     build_model,
     load_teacher,
-    load_weights,
     model_dict_for,
-    read_checkpoint,
-    read_state_dict,
 )
 from tests.golden_rules import golden_json, images
 
@@ -213,7 +216,8 @@ def test_truncated_file(
     message = error_of(read_state_dict, path)
     assert str(path) in message
     # A cut through the name of a harmless object leaves an unknown name, which is refused.
-    assert "is damaged or no torch checkpoint" in message or "is refused" in message
+    kinds = ("is damaged or no torch checkpoint", "is refused", "is empty")
+    assert any(kind in message for kind in kinds)
     assert "fetch" in message
 
 
@@ -274,6 +278,67 @@ def test_no_weights(content: Any, tmp_path: Path) -> None:
     message = error_of(read_state_dict, path)
     assert f"{path} holds no weights" in message
     assert "torch.save" in message
+
+
+# --- files of other programs ------------------------------------------------------------------
+
+
+class Settings(dict):
+    """As other programs keep them beside the weights; this module is unknown to the product."""
+
+
+def test_layouts_of_other_programs(net: nn.Module, tmp_path: Path) -> None:
+    own, worse = net.state_dict(), build_model("digits", NAME, CLASSES).state_dict()
+    layouts: dict[str, Any] = {
+        "a key of its own": {"state_dict": own, "epoch": 3},
+        "net": {"net": own, "acc": 71.0},
+        "model_state": {"model_state": own, "optimizer_state": {"state": {}}},
+        "model_state_dict": {"model_state_dict": prefixed(own, "module._orig_mod.")},
+        "an average beside it": {"model_ema": worse, "state_dict": own, "ema_state_dict": worse},
+        "an average alone": {"epoch": 1, "model_ema": own},
+        "nested": {"checkpoint": {"model": prefixed(own, "module.")}},
+        "Lightning's": {
+            "state_dict": {**prefixed(own, "model."), "loss.weight": torch.ones(3)},
+            "hyper_parameters": {"lr": 0.1},
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+        },
+        "compiled inside": {k.replace("layer1.", "layer1._orig_mod."): v for k, v in own.items()},
+        "a distiller's": {"model": {**prefixed(worse, "teacher."), **prefixed(own, "student.")}},
+        "settings beside": {"opt": argparse.Namespace(lr=0.1, path=Path("x")), "model": own},
+        "unknown settings": {"cfg": Settings(lr=Settings()), "model": own},
+    }
+    for content in layouts.values():
+        fresh = build_model("digits", NAME, CLASSES)
+        load_weights(fresh, save(tmp_path / "ckpt", content))
+        assert_same(fresh.state_dict(), own)
+
+
+def test_safetensors(net: nn.Module, tmp_path: Path) -> None:
+    save_file(prefixed(net.state_dict(), "module."), tmp_path / "model.safetensors")
+    assert set(read_state_dict(tmp_path / "model.safetensors")) == set(net.state_dict())
+    load_weights(build_model("digits", NAME, CLASSES), tmp_path / "model.safetensors")
+
+
+def test_what_is_no_checkpoint_is_called_what_it_is(net: nn.Module, tmp_path: Path) -> None:
+    path, inner = tmp_path / "ckpt", save(tmp_path / "resnet8.pth", net.state_dict())
+    with tarfile.open(path, "w") as archive:
+        archive.add(inner, "teachers/resnet8.pth")
+    assert "an archive of teachers/resnet8.pth" in error_of(read_state_dict, path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(inner, "resnet8.pth")
+    assert "an archive of resnet8.pth" in error_of(read_state_dict, path)
+    for raw, kind in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+        (gzip.compress(b"x"), "compressed with gzip"),
+        (b'{"message": "Not Found"}', "a JSON text"),
+        (b"", "empty"),
+    ):
+        path.write_bytes(raw)
+        assert f"{path} is {kind}" in error_of(read_state_dict, path)
+    with zipfile.ZipFile(path, "w") as archive:  # as torch.jit.save lays it out
+        archive.writestr("program/code/__torch__.py", "")
+    assert "TorchScript" in error_of(read_state_dict, path)
 
 
 # --- loading into a network -------------------------------------------------------------------

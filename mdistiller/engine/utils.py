@@ -1,7 +1,7 @@
 """The helpers that mdistiller's users know, under the names by which they know them."""
 
 from mdistiller.console import log_msg
-from mdistiller.models.teachers import read_checkpoint as load_checkpoint
+from mdistiller.models.checkpoints import read_checkpoint as load_checkpoint
 
 from .meters import AverageMeter, accuracy, validate
 from .optim import adjust_learning_rate

@@ -5,6 +5,7 @@ Every network maps images [B, 3, H, W] to ``(logits, features)``; ``features`` i
 the MobileNetV2 have none) and ``pooled_feat`` (the classifier's input).
 """
 
+from .checkpoints import load_weights, read_checkpoint, read_state_dict
 from .cifar import cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict
 from .teachers import (
@@ -12,10 +13,7 @@ from .teachers import (
     build_model,
     image_size,
     load_teacher,
-    load_weights,
     model_dict_for,
-    read_checkpoint,
-    read_state_dict,
 )
 
 __all__ = [

@@ -17,7 +17,7 @@ from mdistiller.engine.meters import DeviceMeter
 from mdistiller.engine.runtime.clock import Clock
 from mdistiller.engine.runtime.distributed import World
 from mdistiller.errors import CheckpointError
-from mdistiller.models.teachers import read_checkpoint
+from mdistiller.models.checkpoints import read_checkpoint
 
 from .checkpoint import random_state, save_checkpoint, set_random_state, unwrap_keys, wrap_keys
 from .resume import refuse_changes, refuse_other_teacher, relevant_config, teacher_reference
