@@ -177,10 +177,15 @@ def bad_checkpoints(row: str, sound: Path, folder: Path) -> list[Path]:
     if row == "checkpoint: a bit flipped in a weight":
         shutil.copy(sound, bad)
         flip_a_weight(bad)
-    elif row == "checkpoint: text, or an empty file":
+    elif row == "checkpoint: a web page":
         bad.write_text("<!DOCTYPE html>")
-        (folder / "empty").write_bytes(b"")
-        return [bad, folder / "empty"]
+    elif row == "checkpoint: an empty file":
+        bad.write_bytes(b"")
+    elif row == "checkpoint: an archive of checkpoints":
+        with tarfile.open(bad, "w") as archive:
+            archive.add(sound, "teachers/resnet8")
+    elif row == "checkpoint: a Git LFS pointer":
+        bad.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     elif row == "checkpoint: a pickle that would run code":
         content = {**state, "extra": Malicious(flag)}
         torch.save(content, bad)
