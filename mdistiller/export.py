@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .engine.run import LogitsOnly
+from .engine.teacher import LogitsOnly
 from .errors import ConfigError, MdistillerError
 from .models import build_model, image_size, load_teacher, read_state_dict
 from .registry import Registry

@@ -26,6 +26,9 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.DATASET.SUBSET = 0  # added; 0: all training images
     cfg.DATASET.SUBSET_SEED = 0  # added
     cfg.DATASET.HOLDOUT = 0  # added; 0: validation on the test images
+    cfg.DATASET.TRAIN_ON_HOLDOUT = False  # added
+    cfg.DATASET.LABEL_NOISE = 0.0  # added; fraction of the training labels to make wrong
+    cfg.DATASET.LABEL_NOISE_KIND = "symmetric"  # added; or "pair"
     cfg.DATASET.TEST = node()
     cfg.DATASET.TEST.BATCH_SIZE = 64
 
@@ -34,6 +37,7 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.DISTILLER.TEACHER = "ResNet50"
     cfg.DISTILLER.STUDENT = "resnet32"
     cfg.DISTILLER.TEACHER_CKPT = ""  # added; empty: the registry's path
+    cfg.DISTILLER.TEACHER_FAULT = "none"  # added; for studies: "permute" or "random"
 
     cfg.SOLVER = node()
     cfg.SOLVER.TRAINER = "base"

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from mdistiller.errors import ConfigError
+
 from . import cifar100, digits, fashion_mnist, glyphs, imagenet, tiny_imagenet  # noqa: F401
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
 from ._contrastive import CONTRASTIVE_DISTILLERS, ContrastiveSampler, ContrastiveSettings
 from ._folder import FolderLoader, folder_loaders
 from ._loader import Loader
+from ._noise import NOISE_KINDS
 from ._registry import dataset_dict
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "ArrayLoader",
     "ContrastiveSampler",
     "ContrastiveSettings",
+    "NOISE_KINDS",
     "FolderLoader",
     "ImageArray",
     "Loader",
@@ -54,5 +58,12 @@ def get_dataset(cfg: Any) -> tuple[Loader, Loader, int, int]:
     Raises:
         UnknownNameError: no such data set.
         DataError: the data are missing or damaged.
+        ConfigError: the data set does not know ``DATASET.LABEL_NOISE``.
     """
-    return dataset_dict[cfg.DATASET.TYPE](cfg)
+    loaders = dataset_dict[cfg.DATASET.TYPE](cfg)
+    if cfg.DATASET.LABEL_NOISE and getattr(loaders[0], "wrong_labels", None) is None:
+        raise ConfigError(
+            f"DATASET.LABEL_NOISE has no effect on {cfg.DATASET.TYPE}, which makes its loaders "
+            "without array_loaders or folder_loaders; set it to 0"
+        )
+    return loaders

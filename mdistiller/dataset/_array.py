@@ -17,6 +17,7 @@ from mdistiller.errors import DataError
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
+from ._noise import noisy_targets
 from ._selection import select
 
 
@@ -183,6 +184,8 @@ def array_loaders(
     chosen = select(cfg, train.targets)
     if chosen.holdout is not None:
         val = train.take(chosen.holdout, padding=0)
+    targets, wrong = noisy_targets(cfg, train.targets, train.num_classes, chosen)
+    train = ImageArray(train.images, targets, train.num_classes, train.padding)
     if chosen.train is not None:
         train = train.take(chosen.train)
     device, seed = resolve_device(cfg.SOLVER.DEVICE), cfg.EXPERIMENT.SEED
@@ -195,6 +198,7 @@ def array_loaders(
         seed=seed,
         contrast=contrastive_settings(cfg),
     )
+    train_loader.wrong_labels = wrong
     val_loader = ArrayLoader(
         val, cfg.DATASET.TEST.BATCH_SIZE, recipe=recipe, device=device, train=False, seed=seed
     )

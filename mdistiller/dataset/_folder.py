@@ -21,6 +21,7 @@ from mdistiller.seeding import derive_seed
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
+from ._noise import noisy_targets
 from ._selection import select
 
 if TYPE_CHECKING:
@@ -234,10 +235,15 @@ def folder_loaders(
     if cfg.DATASET.SKIP_BROKEN:
         for folder in (train, val):
             leave_out_broken(folder, cfg.DATASET.NUM_WORKERS)
-    chosen = select(cfg, torch.tensor(train.targets))
+    targets = torch.tensor(train.targets)
+    chosen = select(cfg, targets)
+    targets, wrong = noisy_targets(cfg, targets, len(train.classes), chosen)
     if chosen.holdout is not None:
         val = _open_folder(root / "train", val_transform)
         _keep(val, [train.samples[i] for i in chosen.holdout])
+    if wrong:
+        paths = (path for path, _ in train.samples)
+        _keep(train, list(zip(paths, targets.tolist(), strict=True)))
     if chosen.train is not None:
         _keep(train, [train.samples[i] for i in chosen.train])
     shared = {
@@ -249,5 +255,6 @@ def folder_loaders(
     train_loader = FolderLoader(
         train, cfg.SOLVER.BATCH_SIZE, train=True, contrast=contrast, **shared
     )
+    train_loader.wrong_labels = wrong
     val_loader = FolderLoader(val, cfg.DATASET.TEST.BATCH_SIZE, train=False, **shared)
     return train_loader, val_loader, len(train), len(train.classes)

@@ -37,7 +37,13 @@ class Loader(ABC):
         train: shuffle, augment and yield the index.
         seed: of the run (``EXPERIMENT.SEED``).
         contrast: settings for contrastive samples; None if the run needs none.
+
+    Attributes:
+        wrong_labels: of a training loader, the fraction of its labels that ``DATASET.LABEL_NOISE``
+            made wrong; None where the data set knows nothing of that key.
     """
+
+    wrong_labels: float | None = None
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ def select(cfg: Any, targets: Tensor) -> Selection:
     from its beginning, the held-out images from its end, both as evenly as the classes' sizes
     allow; one image more comes from the first classes for the subset, from the last ones for
     those held out. So the subset does not depend on HOLDOUT, nor the held-out images on SUBSET.
+    With TRAIN_ON_HOLDOUT both are trained on.
 
     Args:
         targets: class labels [N] of the whole training set.
@@ -59,6 +60,8 @@ def select(cfg: Any, targets: Tensor) -> Selection:
             f"DATASET.SUBSET {subset} and DATASET.HOLDOUT {holdout} would share {both} images of "
             f"the {total} for training; make one of them smaller"
         )
+    if cfg.DATASET.TRAIN_ON_HOLDOUT:
+        chosen |= held
     return Selection(chosen.nonzero().flatten(), held.nonzero().flatten() if holdout else None)
 
 

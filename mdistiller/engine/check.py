@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mdistiller.config.cfg import CROSSBATCH_PREFIX
-from mdistiller.dataset import dataset_dict
+from mdistiller.dataset import NOISE_KINDS, dataset_dict
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CrossBatchDistiller, distiller_dict
 from mdistiller.errors import ConfigError
@@ -17,6 +17,7 @@ from mdistiller.models import model_dict_for
 from . import trainer_dict
 from .optim import optimizer_dict
 from .runtime.precision import check_amp, check_compile
+from .teacher import FAULTS
 from .trainers.balancing import build_schedule
 from .trainers.crossbatch import REFERENCES, CrossBatchTrainer, build_weighting
 from .trainers.multitask import build_aggregator
@@ -37,6 +38,7 @@ _RANGES: dict[str, _Rule] = {
     "DATASET.SUBSET": _NOT_NEGATIVE,
     "DATASET.SUBSET_SEED": _NOT_NEGATIVE,
     "DATASET.HOLDOUT": _NOT_NEGATIVE,
+    "DATASET.LABEL_NOISE": _BELOW_ONE,
     "SOLVER.BATCH_SIZE": _AT_LEAST_ONE,
     "SOLVER.EPOCHS": _AT_LEAST_ONE,
     "SOLVER.LR": _POSITIVE,
@@ -91,6 +93,7 @@ def _check(cfg: Any) -> None:
         if not ok(value):
             raise ConfigError(f"{key} must be {expected}, not {value}")
     _check_names(cfg)
+    _check_data(cfg)
     _check_schedule(cfg)
     _check_trainer(cfg)
 
@@ -105,6 +108,8 @@ def _check_names(cfg: Any) -> None:
     if cfg.DISTILLER.TYPE != "NONE":
         _look_up("DISTILLER.TEACHER", models, cfg.DISTILLER.TEACHER)
     _one_of("SOLVER.SCHEDULE", cfg.SOLVER.SCHEDULE, SCHEDULES)
+    _one_of("DATASET.LABEL_NOISE_KIND", cfg.DATASET.LABEL_NOISE_KIND, NOISE_KINDS)
+    _one_of("DISTILLER.TEACHER_FAULT", cfg.DISTILLER.TEACHER_FAULT, FAULTS)
     _one_of("CRD.MODE", cfg.CRD.MODE, ("exact", "relax"))
     _one_of("CROSSBATCH.REFERENCE", cfg.CROSSBATCH.REFERENCE, REFERENCES)
     device = resolve_device(cfg.SOLVER.DEVICE)
@@ -122,6 +127,11 @@ def _look_up(key: str, registry: dict[str, Any], name: str) -> None:
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{key} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _check_data(cfg: Any) -> None:
+    if cfg.DATASET.TRAIN_ON_HOLDOUT and not cfg.DATASET.HOLDOUT:
+        raise ConfigError("DATASET.TRAIN_ON_HOLDOUT needs DATASET.HOLDOUT, which is 0")
 
 
 def _check_schedule(cfg: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from mdistiller.config.cfg import CFG, experiment_name, show_cfg
@@ -13,19 +12,16 @@ from mdistiller.console import say
 from mdistiller.dataset import get_dataset
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CRD, Distiller, distiller_dict
-from mdistiller.models.teachers import PUBLISHED_TOP1, build_model, load_teacher
+from mdistiller.models.teachers import build_model, load_teacher
 from mdistiller.seeding import derive_seed, seed_everything
 
 from . import trainer_dict
 from .check import check_config
-from .meters import validate
 from .runtime.determinism import name_nondeterministic, use_deterministic_algorithms
 from .runtime.distributed import joined_by_torchrun
 from .runtime.memory import keep_freed_memory
+from .teacher import Look, build_teacher, evaluate, look_at_teacher, say_teacher
 from .trainers.base import BaseTrainer
-
-# A teacher this many points below its published accuracy is probably not the published one.
-TEACHER_TOLERANCE = 0.5
 
 
 def assemble_distiller(
@@ -53,9 +49,7 @@ def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
     """
     teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
-        teacher = load_teacher(
-            cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, num_classes, cfg.DISTILLER.TEACHER_CKPT
-        )
+        teacher = build_teacher(cfg, num_classes)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "student"))
     student = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, num_classes)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "distiller"))
@@ -68,11 +62,11 @@ class Known:
 
     Attributes:
         data: what ``get_dataset`` returns.
-        teacher_top1: the teacher's, in percent.
+        teacher: what ``look_at_teacher`` returns.
     """
 
     data: tuple[Any, Any, int, int] | None = None
-    teacher_top1: float | None = None
+    teacher: Look | None = None
 
 
 def build_trainer(
@@ -99,9 +93,17 @@ def build_trainer(
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
     )
-    if distiller.teacher is not None and cfg.DATASET.TYPE != "imagenet":
-        known.teacher_top1 = check_teacher(cfg, distiller.teacher, val_loader, known.teacher_top1)
-        trainer.extra_results["teacher_top1"] = known.teacher_top1
+    if cfg.DATASET.LABEL_NOISE:
+        trainer.extra_results["wrong_labels"] = 100 * train_loader.wrong_labels
+        say(
+            f"label noise, {cfg.DATASET.LABEL_NOISE_KIND}: {100 * train_loader.wrong_labels:.2f} % "
+            "of the training labels are wrong"
+        )
+    if distiller.teacher is not None:
+        if known.teacher is None:
+            known.teacher = look_at_teacher(cfg, distiller.teacher, train_loader, val_loader)
+        say_teacher(cfg, known.teacher)
+        trainer.extra_results |= known.teacher.results
     return trainer
 
 
@@ -136,47 +138,6 @@ def say_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
         f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
         "EVAL",
     )
-
-
-class LogitsOnly(nn.Module):
-    """A bare network behind the interface that :func:`validate` calls."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        # Whoever restores this module's mode then restores the network's.
-        self.training = network.training
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.network(image)[0]
-
-
-def evaluate(network: nn.Module, val_loader: Any, device: torch.device):
-    """Top-1, top-5 (percent) and cross-entropy of a network that returns (logits, features)."""
-    return validate(val_loader, LogitsOnly(network.to(device)))
-
-
-def check_teacher(
-    cfg: Any, teacher: nn.Module, val_loader: Any, top1: float | None = None
-) -> float:
-    """Print the teacher's top-1 and warn if it is below the published one; returns it.
-
-    Args:
-        top1: in percent, if it has been measured before.
-    """
-    if top1 is None:
-        top1, _, _ = evaluate(teacher, val_loader, resolve_device(cfg.SOLVER.DEVICE))
-    name = cfg.DISTILLER.TEACHER
-    published = PUBLISHED_TOP1.get(name) if cfg.DATASET.TYPE == "cifar100" else None
-    beside = f" (published {published:.2f})" if published else ""
-    say(f"teacher {name}: top-1 {top1:.2f}{beside}", "EVAL")
-    if published and top1 < published - TEACHER_TOLERANCE:
-        say(
-            f"warning: teacher {name} is {published - top1:.2f} points below its published "
-            "accuracy: is this the right checkpoint?",
-            "WARN",
-        )
-    return top1
 
 
 def evaluate_checkpoint(

@@ -76,7 +76,8 @@ def images_of(cfg: Any) -> tuple[int, int]:
     """How many images an epoch trains on and validates on."""
     total, tested, _ = _DATA.get(cfg.DATASET.TYPE, _UNKNOWN_DATA)
     holdout = cfg.DATASET.HOLDOUT
-    return cfg.DATASET.SUBSET or total - holdout, holdout or tested
+    trained = cfg.DATASET.SUBSET or total - holdout
+    return trained + cfg.DATASET.TRAIN_ON_HOLDOUT * holdout, holdout or tested
 
 
 @dataclass(frozen=True)
