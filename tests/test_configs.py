@@ -268,7 +268,7 @@ def test_twin_differs_only_in_the_weighting(file: str) -> None:
 @pytest.mark.parametrize("file", TWINS)
 def test_twin_spells_out_its_weighting(file: str) -> None:
     # The values are defaults today; a file that says them keeps its meaning when those change.
-    assert raw(file)["CROSSBATCH"] == {"READING": "align", "ALPHA": 0.5, "REFERENCE": "fresh"}
+    assert raw(file)["CROSSBATCH"] == {"READING": "align", "ALPHA": 1.0, "REFERENCE": "fresh"}
 
 
 # --- other weightings -------------------------------------------------------------------------

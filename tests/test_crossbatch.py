@@ -70,25 +70,25 @@ def by_hand(tmp_path, distiller_class, **arguments):
     student.train()
     F.cross_entropy(student(data.auxiliary[0][0])[0], data.auxiliary[0][1]).backward()
     rows = torch.stack([*rows, flat(p.grad for p in student.parameters())])
-    w = CrossBatchWeighting(alpha=cfg.CROSSBATCH.ALPHA, **arguments)(rows @ rows.T)
+    w = CrossBatchWeighting(**arguments)(rows @ rows.T)
     return w, w.ce * rows[0] + w.kd * rows[1], rows
 
 
-@pytest.mark.parametrize("reading", ["align", "printed", "orthogonal", "cone"])
+@pytest.mark.parametrize("reading", ["align", "printed", "orthogonal", "cone", "regression"])
+@pytest.mark.parametrize("step", ["paper", "plain", "supervised"])
 @pytest.mark.parametrize("distiller", [CrossBatchKD, CrossBatchRKD])
-def test_gradient_is_that_of_the_equations(tmp_path, reading, distiller):
-    found = one_step(
-        crossbatch_trainer(tmp_path, "CROSSBATCH.READING", reading, distiller=distiller)
-    )
-    _, expected, _ = by_hand(tmp_path, distiller, reading=reading)
+def test_gradient_is_that_of_the_equations(tmp_path, reading, step, distiller):
+    options = ("CROSSBATCH.READING", reading, "CROSSBATCH.STEP", step)
+    found = one_step(crossbatch_trainer(tmp_path, *options, distiller=distiller))
+    _, expected, _ = by_hand(tmp_path, distiller, reading=reading, step=step)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_lengths_of_the_update_and_of_the_plain_gradient_are_logged(tmp_path):
-    trainer = crossbatch_trainer(tmp_path)
+    trainer = crossbatch_trainer(tmp_path, "CROSSBATCH.ALPHA", 0.5)
     trainer.distiller.train()
     logged = trainer.backward(next(iter(trainer.batches(1))), epoch=1).diagnostics
-    _, update, rows = by_hand(tmp_path, CrossBatchKD, reading="align")
+    _, update, rows = by_hand(tmp_path, CrossBatchKD, reading="align", alpha=0.5)
     assert logged["norm_update"].item() == pytest.approx(update.norm().item(), rel=1e-6)
     assert logged["norm_sum"].item() == pytest.approx((rows[0] + rows[1]).norm().item(), rel=1e-6)
     assert logged["norm_sum"].item() != pytest.approx(logged["norm_update"].item(), rel=1e-3)
@@ -217,6 +217,7 @@ CHANGES = {
     "REFERENCE": "same",
     "PERIOD": 2,
     "STABILIZE": False,
+    "STEP": "supervised",
 }
 
 
@@ -289,6 +290,7 @@ def test_state_continues_across_trainers(tmp_path):
     for opts in (
         ("CROSSBATCH.EMA", 0.9, "CROSSBATCH.PERIOD", 3),
         ("CROSSBATCH.REFERENCE", "previous"),
+        ("CROSSBATCH.READING", "regression", "CROSSBATCH.STEP", "plain"),
     ):
         name = opts[0]
         whole = train(tmp_path, f"{name} whole", *opts)

@@ -208,6 +208,16 @@ def test_all_at_once_have_the_bits_of_each_alone(tmp_path, teacher, solo):
         assert "epoch 2/" in one.out.getvalue()
 
 
+def test_a_reference_from_held_out_images_has_the_bits_of_alone(tmp_path, teacher, solo):
+    held = ("DATASET.HOLDOUT", 20, "DATASET.VALIDATE", "test")
+    cross = ("DISTILLER.TYPE", "CROSSBATCH_KD", *CROSS, "CROSSBATCH.REFERENCE", "holdout")
+    regression = ("CROSSBATCH.READING", "regression", "CROSSBATCH.STEP", "plain")
+    each = [held, (*held, *cross, *regression), (*held, *cross, "CROSSBATCH.PERIOD", 2)]
+    members = [member(tmp_path, teacher, f"held{i}", *opts) for i, opts in enumerate(each)]
+    for one, opts, i in zip(trained(members), each, range(3), strict=True):
+        assert_same(outcome(one), solo(f"held{i}", *opts))
+
+
 def trained(members: list[Member]) -> list[Member]:
     Fleet(members).train()
     for one in members:

@@ -37,6 +37,22 @@ CASES = {
         "CROSSBATCH_KD",
         ("CROSSBATCH.REFERENCE", "previous", "CROSSBATCH.PERIOD", 2),
     ),
+    "regression on held-out images": (
+        "crossbatch",
+        "CROSSBATCH_KD",
+        (
+            *("CROSSBATCH.READING", "regression", "CROSSBATCH.STEP", "plain"),
+            *("CROSSBATCH.REFERENCE", "holdout", "CROSSBATCH.BATCH_SIZE", 4),
+        ),
+    ),
+    "shared parameters": (
+        "crossbatch",
+        "CROSSBATCH_AT",
+        (
+            *("CROSSBATCH.THETA", "shared", "CROSSBATCH.REFERENCE", "previous"),
+            *("CROSSBATCH.READING", "regression", "CROSSBATCH.STEP", "supervised"),
+        ),
+    ),
     "PCGrad": ("multitask", "KD", ("MULTITASK.METHOD", "PCGrad")),
     "GradNorm": ("gradnorm", "KD", ()),
     "uncertainty": ("uncertainty", "KD", ()),
@@ -85,6 +101,7 @@ def build(tmp_path, case: str, *opts, teacher_seed: int = 99):
     recipe = Recipe((0.5,) * 3, (0.25,) * 3, flip=True)
     shared = {"recipe": recipe, "device": torch.device("cpu")}
     train = ArrayLoader(images(1, 35, 1), 8, train=True, contrast=contrast, **shared)
+    train.heldout = ArrayLoader(images(3, 10, 1), 8, train=True, **shared)
     val = ArrayLoader(images(2, 12, 0), 8, train=False, **shared)
     assert len(train) == STEPS
     return trainer_dict[trainer]("run", distiller, train, val, cfg)
@@ -256,7 +273,7 @@ HARMLESS = (
 
 def test_changed_configuration_is_listed_and_refused_unless_told(tmp_path, capsys):
     before = stopped(tmp_path)
-    differences = ("CROSSBATCH.ALPHA: 0.5 -> 0.25", "KD.TEMPERATURE: 4 -> 2", "SOLVER.EPOCHS: 3 ->")
+    differences = ("CROSSBATCH.ALPHA: 1.0 -> 0.25", "KD.TEMPERATURE: 4 -> 2", "SOLVER.EPOCHS: 3 ->")
     with pytest.raises(ConfigError, match="--allow-changes") as refused:
         build(tmp_path, "cross-batch", *CHANGED).train(resume=True)
     assert [d for d in differences if d not in str(refused.value)] == []

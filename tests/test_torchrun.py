@@ -51,6 +51,7 @@ def build(folder, case: str, *opts) -> BaseTrainer:
     distiller = {**distiller_dict, **TOYS}[method](student, teacher, cfg).double()
     shared = {"recipe": Recipe((0.5,) * 3, (0.25,) * 3, flip=True), "device": torch.device("cpu")}
     train = ArrayLoader(images(1, IMAGES, 1), 8, train=True, **shared)
+    train.heldout = ArrayLoader(images(3, 11, 1), 8, train=True, **shared)
     val = ArrayLoader(images(2, 13, 0), 4, train=False, **shared)
     return trainer_dict[trainer]("run", distiller, train, val, cfg)
 

@@ -25,7 +25,8 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
     cfg.DATASET.SKIP_BROKEN = False  # added
     cfg.DATASET.SUBSET = 0  # added; 0: all training images
     cfg.DATASET.SUBSET_SEED = 0  # added
-    cfg.DATASET.HOLDOUT = 0  # added; 0: validation on the test images
+    cfg.DATASET.HOLDOUT = 0  # added; training images that are not trained on
+    cfg.DATASET.VALIDATE = "auto"  # added; on held-out images if there are any; or "test"
     cfg.DATASET.TRAIN_ON_HOLDOUT = False  # added
     cfg.DATASET.LABEL_NOISE = 0.0  # added; fraction of the training labels to make wrong
     cfg.DATASET.LABEL_NOISE_KIND = "symmetric"  # added; or "pair"
@@ -79,13 +80,15 @@ def default_tree(node: type[CfgNode] = CfgNode) -> CfgNode:
 def _add_crossbatch(cfg: CfgNode, node: type[CfgNode]) -> None:
     cb = cfg.CROSSBATCH = node()
     cb.READING = "align"
-    cb.ALPHA = 0.5
+    cb.ALPHA = 1.0
     cb.RIDGE = 0.0
     cb.STABILIZE = True
     cb.PREFER = "ce"
     cb.MAX_RATIO = 10.0
     cb.RESCALE = 0
-    cb.EMA = 0.0
+    cb.EMA = 0.0  # the "regression" reading then takes 0.99
+    cb.STEP = "paper"
+    cb.THETA = "student"
     cb.REFERENCE = "fresh"
     cb.PERIOD = 1
     cb.BATCH_SIZE = 0  # 0: SOLVER.BATCH_SIZE

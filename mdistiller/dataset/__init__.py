@@ -22,6 +22,7 @@ from ._folder import FolderLoader, folder_loaders
 from ._loader import Loader
 from ._noise import NOISE_KINDS
 from ._registry import dataset_dict
+from ._selection import validates_on_heldout
 
 __all__ = [
     "CONTRASTIVE_DISTILLERS",
@@ -37,6 +38,7 @@ __all__ = [
     "dataset_dict",
     "folder_loaders",
     "get_dataset",
+    "validates_on_heldout",
 ]
 
 
@@ -46,7 +48,8 @@ def get_dataset(cfg: Any) -> tuple[Loader, Loader, int, int]:
     Sets in memory (cifar100, fashion_mnist, glyphs, digits) live on ``SOLVER.DEVICE`` and use no
     worker processes, so ``DATASET.NUM_WORKERS`` has no effect on them. A batch size beyond the
     number of images gives one batch with all of them. With ``DATASET.HOLDOUT`` the second loader
-    has training images that are held out, not the test images.
+    has training images that are held out, not the test images, unless ``DATASET.VALIDATE`` is
+    "test"; the first one gives batches of them, too (``Loader.heldout_stream``).
 
     Args:
         cfg: reads DATASET, SOLVER.BATCH_SIZE, SOLVER.DEVICE, EXPERIMENT.SEED, DISTILLER.TYPE

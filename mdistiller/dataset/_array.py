@@ -18,7 +18,7 @@ from mdistiller.errors import DataError
 from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
 from ._noise import noisy_targets
-from ._selection import select
+from ._selection import select, validates_on_heldout
 
 
 class ImageArray(Dataset):
@@ -182,24 +182,20 @@ def array_loaders(
         DataError: more images are to be chosen or held out than there are.
     """
     chosen = select(cfg, train.targets)
-    if chosen.holdout is not None:
+    heldout = None if chosen.holdout is None else train.take(chosen.holdout)
+    if validates_on_heldout(cfg):
         val = train.take(chosen.holdout, padding=0)
     targets, wrong = noisy_targets(cfg, train.targets, train.num_classes, chosen)
     train = ImageArray(train.images, targets, train.num_classes, train.padding)
     if chosen.train is not None:
         train = train.take(chosen.train)
-    device, seed = resolve_device(cfg.SOLVER.DEVICE), cfg.EXPERIMENT.SEED
+    batch_size, seed = cfg.SOLVER.BATCH_SIZE, cfg.EXPERIMENT.SEED
+    shared = {"recipe": recipe, "device": resolve_device(cfg.SOLVER.DEVICE), "seed": seed}
     train_loader = ArrayLoader(
-        train,
-        cfg.SOLVER.BATCH_SIZE,
-        recipe=recipe,
-        device=device,
-        train=True,
-        seed=seed,
-        contrast=contrastive_settings(cfg),
+        train, batch_size, train=True, contrast=contrastive_settings(cfg), **shared
     )
     train_loader.wrong_labels = wrong
-    val_loader = ArrayLoader(
-        val, cfg.DATASET.TEST.BATCH_SIZE, recipe=recipe, device=device, train=False, seed=seed
-    )
+    if heldout is not None:
+        train_loader.heldout = ArrayLoader(heldout, batch_size, train=True, **shared)
+    val_loader = ArrayLoader(val, cfg.DATASET.TEST.BATCH_SIZE, train=False, **shared)
     return train_loader, val_loader, len(train), train.num_classes

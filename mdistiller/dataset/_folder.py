@@ -22,7 +22,7 @@ from mdistiller.seeding import derive_seed
 from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
 from ._noise import noisy_targets
-from ._selection import select
+from ._selection import select, validates_on_heldout
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -238,9 +238,14 @@ def folder_loaders(
     targets = torch.tensor(train.targets)
     chosen = select(cfg, targets)
     targets, wrong = noisy_targets(cfg, targets, len(train.classes), chosen)
+    heldout = None
     if chosen.holdout is not None:
-        val = _open_folder(root / "train", val_transform)
-        _keep(val, [train.samples[i] for i in chosen.holdout])
+        held = [train.samples[i] for i in chosen.holdout]
+        heldout = _open_folder(root / "train", train_transform)
+        _keep(heldout, held)
+        if validates_on_heldout(cfg):
+            val = _open_folder(root / "train", val_transform)
+            _keep(val, held)
     if wrong:
         paths = (path for path, _ in train.samples)
         _keep(train, list(zip(paths, targets.tolist(), strict=True)))
@@ -256,5 +261,7 @@ def folder_loaders(
         train, cfg.SOLVER.BATCH_SIZE, train=True, contrast=contrast, **shared
     )
     train_loader.wrong_labels = wrong
+    if heldout is not None:
+        train_loader.heldout = FolderLoader(heldout, cfg.SOLVER.BATCH_SIZE, train=True, **shared)
     val_loader = FolderLoader(val, cfg.DATASET.TEST.BATCH_SIZE, train=False, **shared)
     return train_loader, val_loader, len(train), len(train.classes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mdistiller.errors import ConfigError
 from mdistiller.seeding import generator
 
 from ._contrastive import ContrastiveSampler, ContrastiveSettings
@@ -41,9 +42,12 @@ class Loader(ABC):
     Attributes:
         wrong_labels: of a training loader, the fraction of its labels that ``DATASET.LABEL_NOISE``
             made wrong; None where the data set knows nothing of that key.
+        heldout: of a training loader, one like it of the images of ``DATASET.HOLDOUT``, for
+            which nothing is contrasted; None if there are none.
     """
 
     wrong_labels: float | None = None
+    heldout: Loader | None = None
 
     def __init__(
         self,
@@ -88,6 +92,19 @@ class Loader(ABC):
         other._sampler = (self._sampler or self._make_sampler()) if contrastive else None
         other._next_epoch = 1
         return other
+
+    def heldout_stream(self, name: str, batch_size: int | None = None) -> Loader:
+        """A :meth:`stream` of the images that are held out from this loader.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self.heldout is None:
+            raise ConfigError(
+                "no training images are held out; set DATASET.HOLDOUT to their number"
+            )
+        other = self.heldout.stream(name, batch_size or self.batch_size)
+        return other.piece(self._rank, self._pieces)
 
     def piece(self, rank: int, pieces: int) -> Loader:
         """A loader of the same batches that yields the ``rank``-th of ``pieces`` parts of each.

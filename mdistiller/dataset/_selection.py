@@ -18,7 +18,7 @@ class Selection:
 
     Attributes:
         train: what to train on; None stands for everything.
-        holdout: what to validate on instead of the test images; None: those.
+        holdout: what is not trained on, but free for other uses; None for nothing.
     """
 
     train: Tensor | None
@@ -63,6 +63,11 @@ def select(cfg: Any, targets: Tensor) -> Selection:
     if cfg.DATASET.TRAIN_ON_HOLDOUT:
         chosen |= held
     return Selection(chosen.nonzero().flatten(), held.nonzero().flatten() if holdout else None)
+
+
+def validates_on_heldout(cfg: Any) -> bool:
+    """Whether accuracies are of the held-out images, not of the test images."""
+    return bool(cfg.DATASET.HOLDOUT) and cfg.DATASET.VALIDATE == "auto"
 
 
 def _ranks(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from .optim import optimizer_dict
 from .runtime.precision import check_amp, check_compile
 from .teacher import FAULTS
 from .trainers.balancing import build_schedule
-from .trainers.crossbatch import REFERENCES, CrossBatchTrainer, build_weighting
+from .trainers.crossbatch import REFERENCES, THETAS, CrossBatchTrainer, build_weighting
 from .trainers.multitask import build_aggregator
 from .trainers.replay import read_weights
 
@@ -112,6 +112,8 @@ def _check_names(cfg: Any) -> None:
     _one_of("DISTILLER.TEACHER_FAULT", cfg.DISTILLER.TEACHER_FAULT, FAULTS)
     _one_of("CRD.MODE", cfg.CRD.MODE, ("exact", "relax"))
     _one_of("CROSSBATCH.REFERENCE", cfg.CROSSBATCH.REFERENCE, REFERENCES)
+    _one_of("CROSSBATCH.THETA", cfg.CROSSBATCH.THETA, THETAS)
+    _one_of("DATASET.VALIDATE", cfg.DATASET.VALIDATE, ("auto", "test"))
     device = resolve_device(cfg.SOLVER.DEVICE)
     check_amp(cfg.SOLVER.AMP, device)
     check_compile(cfg.SOLVER.COMPILE, device)
@@ -180,6 +182,16 @@ def _check_trainer(cfg: Any) -> None:
             raise ConfigError(
                 "CROSSBATCH.REFERENCE none works only with CROSSBATCH.READING printed, "
                 f"not {cfg.CROSSBATCH.READING}, which depends on the reference gradient"
+            )
+        if cfg.CROSSBATCH.REFERENCE == "holdout" and not cfg.DATASET.HOLDOUT:
+            raise ConfigError(
+                "CROSSBATCH.REFERENCE holdout needs training images that are held out, but "
+                "DATASET.HOLDOUT is 0; set that to their number"
+            )
+        if cfg.CROSSBATCH.REFERENCE == "holdout" and cfg.DATASET.TRAIN_ON_HOLDOUT:
+            raise ConfigError(
+                "DATASET.TRAIN_ON_HOLDOUT trains on the images that CROSSBATCH.REFERENCE holdout "
+                "keeps from the student; set it to False"
             )
     if chosen == "multitask":
         build_aggregator(cfg)

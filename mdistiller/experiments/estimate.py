@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mdistiller.dataset import validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.listing import count_macs
 from mdistiller.models import build_model
@@ -77,7 +78,8 @@ def images_of(cfg: Any) -> tuple[int, int]:
     total, tested, _ = _DATA.get(cfg.DATASET.TYPE, _UNKNOWN_DATA)
     holdout = cfg.DATASET.HOLDOUT
     trained = cfg.DATASET.SUBSET or total - holdout
-    return trained + cfg.DATASET.TRAIN_ON_HOLDOUT * holdout, holdout or tested
+    validated = holdout if validates_on_heldout(cfg) else tested
+    return trained + cfg.DATASET.TRAIN_ON_HOLDOUT * holdout, validated
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _VANISHED = 1e-6
 STEPS = ("paper", "plain", "supervised")
 
 # The regression's average, where no other is asked for: single steps tell it nothing.
-REGRESSION_EMA = 0.99
+_REGRESSION_EMA = 0.99
 
 
 class CrossBatchWeighting:
@@ -50,7 +50,7 @@ class CrossBatchWeighting:
             options; only with ``stabilize=True``).
         ema: decay in [0, 1) of the moving average from which the quadratic program is solved:
             of the cosines, for "regression" of the Gramian; 0 solves it from the current step
-            alone; None is 0.99 for "regression" and 0 for the other readings.
+            alone, but stands for 0.99 with "regression", which would be "cone" then.
         step: the update's length. "paper": Eq. 10-11, or Eq. 9 with ``stabilize=False``;
             "plain": along g_w alone, |g| = |g_ce + g_kd|; "supervised": along g_w alone,
             |g| = |g_ce| |u_ce + u_kd| with unit gradients u, whatever the length of g_kd.
@@ -73,7 +73,7 @@ class CrossBatchWeighting:
         prefer: str = "ce",
         max_ratio: float = 10.0,
         rescale: int = 0,
-        ema: float | None = None,
+        ema: float = 0.0,
         step: str = "paper",
     ) -> None:
         _require("reading", reading, reading in READINGS, f"one of {', '.join(READINGS)}")
@@ -82,8 +82,6 @@ class CrossBatchWeighting:
         _require("alpha", alpha, _is_number(alpha) and alpha >= 0, "a number >= 0")
         _require("ridge", ridge, _is_number(ridge) and ridge >= 0, "a number >= 0")
         _require("max_ratio", max_ratio, _is_number(max_ratio) and max_ratio > 0, "a number > 0")
-        if ema is None:
-            ema = default_ema(reading)
         _require("ema", ema, _is_number(ema) and 0 <= ema < 1, "a number in [0, 1)")
         _require("step", step, step in STEPS, f"one of {', '.join(STEPS)}")
         if step != "paper" and (not stabilize or rescale):
@@ -99,6 +97,8 @@ class CrossBatchWeighting:
         self.max_ratio = float(max_ratio)
         self.rescale = int(rescale)
         self.ema = float(ema)
+        if reading == "regression" and not ema:
+            self.ema = _REGRESSION_EMA
         self.step = step
         self._average: Tensor | None = None
         self._steps = 0
@@ -264,11 +264,6 @@ class CrossBatchWeighting:
         one, ratio = (torch.where(vanished, one / 2, x) for x in (one, ratio))
         ce, kd = (one, ratio) if self.prefer == "ce" else (ratio, one)
         return ce, kd, torch.zeros_like(ce)
-
-
-def default_ema(reading: str) -> float:
-    """The decay of the moving average where none is asked for."""
-    return REGRESSION_EMA if reading == "regression" else 0.0
 
 
 def _is_number(value: object) -> bool:

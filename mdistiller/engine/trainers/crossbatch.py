@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mdistiller.console import say
 from mdistiller.distillers import CrossBatchDistiller
 from mdistiller.engine.batch import Batch, StepResult, epoch_of
 from mdistiller.engine.runtime.distributed import fraction_of
@@ -18,7 +20,9 @@ from .base import BaseTrainer
 from .gradients import GradientRows
 
 AUXILIARY_STREAM = "auxiliary"
-REFERENCES = ("fresh", "previous", "same", "none")
+HELDOUT_STREAM = "heldout"
+REFERENCES = ("fresh", "holdout", "previous", "same", "none")
+THETAS = ("student", "shared")
 
 # Rows of the stacked gradients.
 CE, KD, REF = 0, 1, 2
@@ -28,15 +32,18 @@ class CrossBatchTrainer(BaseTrainer):
     """Replaces the sum of the losses by ``A L_ce + B L_kd`` (docs/method.md, Eq. 4-11).
 
     theta, on which the weights are solved and used, are the student's parameters; a parameter
-    that a loss does not reach has a zero gradient there. All other learnable parameters
-    (regressors, heads of a method) receive the plain gradient of the unweighted losses.
+    that a loss does not reach has a zero gradient there. With CROSSBATCH.THETA shared they are
+    those that both losses reach. All other learnable parameters (regressors, heads of a method)
+    receive the plain gradient of the unweighted losses.
 
     Args:
         experiment_name, distiller, train_loader, val_loader, cfg: as for
             :class:`~mdistiller.engine.trainer.BaseTrainer`; the distiller must be a
             :class:`~mdistiller.distillers.CrossBatchDistiller`.
         auxiliary_loader: yields the auxiliary batches; None takes an independently shuffled
-            stream of the training set from ``train_loader.stream("auxiliary", batch_size)``.
+            stream of the training set from ``train_loader.stream("auxiliary", batch_size)``, or
+            with CROSSBATCH.REFERENCE holdout one of the held-out images, in the same way, from
+            ``train_loader.heldout_stream``.
 
     Raises:
         ConfigError: the distiller is no cross-batch one, or there is no auxiliary stream.
@@ -66,21 +73,28 @@ class CrossBatchTrainer(BaseTrainer):
         self.reference = node.REFERENCE
         self.period = node.PERIOD
         self.auxiliary_loader = None if auxiliary_loader is None else self.shard(auxiliary_loader)
-        if self.reference == "fresh" and auxiliary_loader is None:
-            self.auxiliary_loader = _auxiliary_stream(self.train_loader, node.BATCH_SIZE)
+        # Whether G comes from a batch of its own.
+        self._draws = self.reference in ("fresh", "holdout")
+        if self._draws and auxiliary_loader is None:
+            self.auxiliary_loader = _auxiliary_stream(
+                self.train_loader, self.reference, node.BATCH_SIZE
+            )
         self._gradients = GradientRows(self.distiller, 3)
+        self._theta = node.THETA
+        # Of each of the student's parameters, whether both losses reach it; None: not known yet.
+        self._shared: list[bool] | None = None
         self._weights: tuple[Tensor, Tensor] | None = None
 
     def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
         super().share_streams(share)
-        if self.reference == "fresh":
+        if self._draws:
             loader = self.auxiliary_loader
             # PERIOD decides how fast the stream is used up.
-            key = (AUXILIARY_STREAM, getattr(loader, "batch_size", None), self.period)
+            key = (self.reference, getattr(loader, "batch_size", None), self.period)
             self.auxiliary_loader = share(key, loader)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        if self.reference != "fresh":
+        if not self._draws:
             yield from super().batches(epoch, start)
             return
         # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
@@ -100,7 +114,7 @@ class CrossBatchTrainer(BaseTrainer):
         if (auxiliary := batch.auxiliary) is not None:
             # Before the graph of the current batch exists: the two never share the memory.
             reference = self.distiller.reference_loss(auxiliary.image, auxiliary.target)
-            self._gradients.write(REF, auxiliary.scaled(reference))
+            self._gradients.write(REF, auxiliary.scaled(reference), extra=False)
         logits, losses = self.distiller(**batch.inputs(epoch))
         supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
         if not self._solves(batch.step):
@@ -122,16 +136,18 @@ class CrossBatchTrainer(BaseTrainer):
     def _step_with_solved_weights(
         self, supervised: Tensor, distillation: Tensor
     ) -> dict[str, Tensor]:
-        rows = self._gradients.buffer
-        previous = rows[CE].clone() if self.reference == "previous" else None
+        first = self._weights is None
+        if self.reference == "previous" and not first:
+            self._gradients.buffer[REF].copy_(self._gradients.buffer[CE])
         self._gradients.write(CE, supervised, retain_graph=True)
         self._gradients.write(KD, distillation)
+        if self._theta == "shared" and self._shared is None:
+            self._find_shared()
         # A reference that is a copy of another row has been summed with that one.
-        self._gradients.reduce(self.world, 3 if self.reference == "fresh" else 2)
-        if self.reference == "same" or (previous is not None and self._weights is None):
+        self._gradients.reduce(self.world, 3 if self._draws else 2)
+        rows = self._gradients.buffer
+        if self.reference == "same" or (self.reference == "previous" and first):
             rows[REF].copy_(rows[CE])
-        elif previous is not None:
-            rows[REF].copy_(previous)
         products = gramian(rows)
         solved = self.weighting(products)
         self._weights = (solved.ce, solved.kd)
@@ -141,19 +157,49 @@ class CrossBatchTrainer(BaseTrainer):
         norm_sum, norm_update = combined_norms(products[:2, :2], both).unbind()
         return {**solved.diagnostics, "norm_sum": norm_sum, "norm_update": norm_update}
 
+    def _find_shared(self) -> None:
+        """Keep in theta what both losses have just reached."""
+        reached = [self._gradients.reached(row) for row in (CE, KD)]
+        if not all(map(any, reached)):
+            return  # a loss that is off for some epochs
+        shared = [all(flags) for flags in zip(*reached, strict=True)]
+        if not any(shared):
+            raise ConfigError(
+                "CROSSBATCH.THETA shared: no parameter of the student is reached by both losses, "
+                "so there is nothing to weigh; leave it at student"
+            )
+        names = [n for n, p in self.distiller.student.named_parameters() if p.requires_grad]
+        others = [name for name, both in zip(names, shared, strict=True) if not both]
+        say(
+            f"CROSSBATCH.THETA shared: both losses reach {sum(shared)} of the student's "
+            f"{len(shared)} parameters; the plain gradient goes to {', '.join(others) or 'none'}"
+        )
+        self._keep(shared)
+
+    def _keep(self, shared: list[bool]) -> None:
+        self._shared = shared
+        self._gradients.keep(shared)
+
     def extra_state(self) -> dict[str, Any]:
         keep = self.reference == "previous" and self._weights is not None
         return {
             "weights": self._weights,
             "weighting": self.weighting.state_dict(),
+            "shared": self._shared,
             "previous": self._gradients.buffer[CE].clone() if keep else None,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self._weights = state["weights"]
         self.weighting.load_state_dict(state["weighting"])
-        if state["previous"] is not None:
-            self._gradients.buffer[CE].copy_(state["previous"])
+        # Checkpoints of earlier versions do not have it.
+        shared = state.get("shared")
+        if shared is not None and self._theta == "shared":
+            self._keep(shared)
+        previous, row = state["previous"], self._gradients.buffer[CE]
+        # Of another size, if CROSSBATCH.THETA has been changed.
+        if previous is not None and previous.shape == row.shape:
+            row.copy_(previous)
 
 
 def build_weighting(cfg: Any) -> CrossBatchWeighting:
@@ -163,24 +209,28 @@ def build_weighting(cfg: Any) -> CrossBatchWeighting:
         ConfigError: a value of the node is out of its range.
     """
     names = ("READING", "ALPHA", "RIDGE", "STABILIZE", "PREFER", "MAX_RATIO", "RESCALE", "EMA")
+    arguments = {name.lower(): cfg.CROSSBATCH[name] for name in (*names, "STEP")}
     try:
-        return CrossBatchWeighting(**{name.lower(): cfg.CROSSBATCH[name] for name in names})
+        return CrossBatchWeighting(**arguments)
     except ValueError as error:
-        raise ConfigError(f"CROSSBATCH.{_upper_first_word(str(error))}") from None
+        raise ConfigError(f"CROSSBATCH.{_with_keys(str(error), arguments)}") from None
 
 
-def _upper_first_word(text: str) -> str:
-    word, _, rest = text.partition(" ")
-    return f"{word.upper()} {rest}"
+def _with_keys(text: str, names: Iterable[str]) -> str:
+    """``text`` with the names of arguments as keys of the configuration."""
+    return " ".join(word.upper() if word in names else word for word in text.split(" "))
 
 
-def _auxiliary_stream(train_loader: Iterable, batch_size: int) -> Iterable:
-    if not hasattr(train_loader, "stream"):
+def _auxiliary_stream(train_loader: Iterable, reference: str, batch_size: int) -> Iterable:
+    method, name = ("stream", AUXILIARY_STREAM)
+    if reference == "holdout":
+        method, name = ("heldout_stream", HELDOUT_STREAM)
+    if not hasattr(train_loader, method):
         raise ConfigError(
-            f"CROSSBATCH.REFERENCE fresh needs a second stream of batches, which "
+            f"CROSSBATCH.REFERENCE {reference} needs a second stream of batches, which "
             f"{type(train_loader).__name__} does not offer; pass auxiliary_loader"
         )
-    return train_loader.stream(AUXILIARY_STREAM, batch_size or None)
+    return getattr(train_loader, method)(name, batch_size or None)
 
 
 def _endless(loader: Iterable, epoch: int, start: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
@@ -192,11 +242,18 @@ def _endless(loader: Iterable, epoch: int, start: int) -> Iterator[tuple[int, tu
     passes of one epoch are then numbered so that none repeats another epoch's order.
     """
     passed, start = divmod(start, len(loader)) if start else (0, 0)
-    for number in range(passed, _PASSES):
-        seen = epoch_of(loader, (epoch - 1) * _PASSES + number + 1, start)
+    for number in count(passed):
+        seen = epoch_of(loader, _pass_number(epoch, number), start)
         yield from enumerate(seen, start)
         start = 0
 
 
-# More passes than an epoch can use: batches would have to be this many times larger.
+# Passes of one epoch whose numbers follow one another; few held-out images can need more.
 _PASSES = 1000
+
+
+def _pass_number(epoch: int, number: int) -> int:
+    """A number from 1 that no other pass of any epoch has."""
+    further, within = divmod(number, _PASSES)
+    # Beyond the numbers of any epoch that there will be.
+    return (epoch - 1) * _PASSES + within + 1 + further * 10**12

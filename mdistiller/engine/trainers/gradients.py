@@ -16,16 +16,17 @@ from mdistiller.weighting import combine
 class GradientRows:
     """One flat gradient of the student per loss, in one buffer for the whole run.
 
-    theta, on which weights are solved and used, are the student's parameters; a parameter that
-    a loss does not reach has a zero gradient there. All other learnable parameters (regressors,
-    heads of a method) receive the plain, unweighted sum of the gradients written.
+    theta, on which weights are solved and used, are the student's parameters, or those of them
+    that :meth:`keep` leaves; a parameter that a loss does not reach has a zero gradient there.
+    All other learnable parameters (regressors, heads of a method) receive the plain, unweighted
+    sum of the gradients written.
 
     Args:
         distiller: on the device and in the dtype of the run.
         count: how many losses.
 
     Attributes:
-        theta: the student's trainable parameters.
+        theta: the student's trainable parameters, or what is left of them.
         extra: the distiller's other trainable parameters.
         buffer: [count, P], P numbers in theta, each parameter's in the order they have in memory
             (that of its memory format); a row that was never written is zero.
@@ -41,15 +42,20 @@ class GradientRows:
         self._reached = [[False] * len(self.theta)] * count
         self._extra: list[list[Tensor | None]] = [[None] * len(self.extra)] * count
 
-    def write(self, row: int, loss: Tensor, retain_graph: bool = False) -> None:
-        """Take the gradient of the scalar ``loss`` into ``row``."""
+    def write(self, row: int, loss: Tensor, retain_graph: bool = False, extra: bool = True) -> None:
+        """Take the gradient of the scalar ``loss`` into ``row``.
+
+        Args:
+            extra: take that of the extra parameters, too.
+        """
+        others = self.extra if extra else []
         if not loss.requires_grad:  # e.g. a distillation term that is off for some epochs
             self.buffer[row].zero_()
             self._reached[row] = [False] * len(self.theta)
             self._extra[row] = [None] * len(self.extra)
             return
         gradients = torch.autograd.grad(
-            loss, [*self.theta, *self.extra], retain_graph=retain_graph, allow_unused=True
+            loss, [*self.theta, *others], retain_graph=retain_graph, allow_unused=True
         )
         of_theta = gradients[: len(self.theta)]
         views = self.views(self.buffer[row])
@@ -58,7 +64,30 @@ class GradientRows:
             self.buffer[row].zero_()
         torch._foreach_copy_([views[i] for i in hit], [of_theta[i] for i in hit])
         self._reached[row] = [g is not None for g in of_theta]
-        self._extra[row] = list(gradients[len(self.theta) :])
+        found = list(gradients[len(self.theta) :])
+        self._extra[row] = found if extra else [None] * len(self.extra)
+
+    def reached(self, row: int) -> list[bool]:
+        """Of each parameter in theta, whether the loss last written into ``row`` reaches it."""
+        return list(self._reached[row])
+
+    def keep(self, kept: Sequence[bool]) -> None:
+        """Leave the parameters marked by ``kept`` in theta; the others become extra ones.
+
+        The gradients written stay where their parameters go.
+        """
+        stay = [i for i, keep in enumerate(kept) if keep]
+        move = [i for i, keep in enumerate(kept) if not keep]
+        for row, (flat, hits) in enumerate(zip(self.buffer, self._reached, strict=True)):
+            views = self.views(flat)
+            moved = [views[i].clone() if hits[i] else None for i in move]
+            self._extra[row] = [*self._extra[row], *moved]
+        columns = self.buffer.split(self._sizes, dim=1)
+        self.buffer = torch.cat([columns[i] for i in stay], dim=1)
+        self._reached = [[hits[i] for i in stay] for hits in self._reached]
+        self.extra = [*self.extra, *(self.theta[i] for i in move)]
+        self.theta = [self.theta[i] for i in stay]
+        self._sizes = [p.numel() for p in self.theta]
 
     def reduce(self, world: World, count: int) -> None:
         """Sum the first ``count`` rows over the processes of ``world``, in one exchange each.
