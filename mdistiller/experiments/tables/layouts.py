@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import printed
 
@@ -68,6 +68,17 @@ def ours_row(key: str, label: str, *opts: str, baseline: str | None = None) -> R
     return Row(key, label, "KD", "crossbatch", baseline, opts=opts)
 
 
+def at_first_alpha(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """``rows`` with the α that was shipped when their runs were recorded, where they name none."""
+    key = "CROSSBATCH.ALPHA"
+    return tuple(
+        replace(row, opts=(*row.opts, key, "0.5"))
+        if row.variant == "crossbatch" and key not in row.opts
+        else row
+        for row in rows
+    )
+
+
 def other_row(key: str, label: str, *opts: str, baseline: str | None = None) -> Row:
     """Another weighting of the same two losses: the vanilla configuration, another trainer."""
     return Row(key, label, "KD", key, baseline, opts=("SOLVER.TRAINER", *opts))
@@ -127,10 +138,12 @@ def _figure3_rows() -> tuple[Row, ...]:
 def _figure4_rows() -> tuple[Row, ...]:
     """Behind Eq. 10 the preference has no effect (docs/method.md), hence STABILIZE False."""
     unstable = ("CROSSBATCH.STABILIZE", "False", "CROSSBATCH.PREFER")
-    return (
-        ours_row("prefer_ce", "preference for CE", *unstable, "ce"),
-        ours_row("prefer_kd", "preference for KD", *unstable, "kd", baseline="prefer_ce"),
-        ours_row("stabilized", "stabilized (Eq. 10)", baseline="prefer_ce"),
+    return at_first_alpha(
+        (
+            ours_row("prefer_ce", "preference for CE", *unstable, "ce"),
+            ours_row("prefer_kd", "preference for KD", *unstable, "kd", baseline="prefer_ce"),
+            ours_row("stabilized", "stabilized (Eq. 10)", baseline="prefer_ce"),
+        )
     )
 
 
