@@ -44,7 +44,7 @@ def test_reference_is_the_gradient_on_a_batch_of_held_out_images(tmp_path):
     trainer.distiller.train()
     batch = next(iter(trainer.batches(1)))
     F.cross_entropy(student(batch.auxiliary.image)[0], batch.auxiliary.target).backward()
-    trainer.train_iter(batch, 1)
+    trainer.step(batch, 1)
     expected = flat(p.grad for p in student.parameters())
     found = flat(v.contiguous() for v in trainer._gradients.views(trainer._gradients.buffer[2]))
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7)
