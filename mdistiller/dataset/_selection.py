@@ -18,7 +18,7 @@ class Selection:
 
     Attributes:
         train: what to train on; None stands for everything.
-        holdout: what is not trained on, but free for other uses; None for nothing.
+        holdout: what is held out, for validation or as a reference; None for nothing.
     """
 
     train: Tensor | None
