@@ -143,6 +143,10 @@ def test_a_data_set_that_knows_no_noise_says_so(monkeypatch):
         (("DATASET.LABEL_NOISE_KIND", "odd"), "must be one of symmetric, pair, not 'odd'"),
         (("DISTILLER.TEACHER_FAULT", "odd"), "must be one of none, permute, random, not 'odd'"),
         (("DATASET.TRAIN_ON_HOLDOUT", True), "DATASET.TRAIN_ON_HOLDOUT needs DATASET.HOLDOUT"),
+        (
+            ("DATASET.TRAIN_ON_HOLDOUT", True, "DATASET.HOLDOUT", 9),
+            "would validate on images that are trained on; set DATASET.VALIDATE to test",
+        ),
     ],
 )
 def test_what_is_refused(opts, message):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mdistiller.config.cfg import CROSSBATCH_PREFIX
-from mdistiller.dataset import NOISE_KINDS, dataset_dict
+from mdistiller.dataset import NOISE_KINDS, dataset_dict, validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CrossBatchDistiller, distiller_dict
 from mdistiller.errors import ConfigError
@@ -132,8 +132,15 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_data(cfg: Any) -> None:
-    if cfg.DATASET.TRAIN_ON_HOLDOUT and not cfg.DATASET.HOLDOUT:
+    if not cfg.DATASET.TRAIN_ON_HOLDOUT:
+        return
+    if not cfg.DATASET.HOLDOUT:
         raise ConfigError("DATASET.TRAIN_ON_HOLDOUT needs DATASET.HOLDOUT, which is 0")
+    if validates_on_heldout(cfg):
+        raise ConfigError(
+            "DATASET.TRAIN_ON_HOLDOUT would validate on images that are trained on; "
+            "set DATASET.VALIDATE to test"
+        )
 
 
 def _check_schedule(cfg: Any) -> None:

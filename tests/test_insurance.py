@@ -1,0 +1,177 @@
+"""The insurance study: its runs as data, their training, and what is made of the results."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.check import check_config
+from mdistiller.engine.rundir.records import read_metrics
+from mdistiller.errors import MdistillerError
+from mdistiller.experiments.tables import insurance as study
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import insurance
+import insurance_report as report
+
+RATES = dict.fromkeys(study.FAMILIES, 0.05)
+EVERY = (tuple(study.SETTINGS), tuple(study.ARMS))
+
+
+def test_every_run_can_be_trained_and_sees_the_same_images():
+    names = set()
+    for task in study.TASKS:
+        runs = [*study.runs(task, RATES, *EVERY, range(1)), *study.selection_runs(task)]
+        assert len({run.name for run in runs}) == len(runs)
+        for run in runs[::7]:
+            cfg = load_cfg(run.file, run.opts)
+            check_config(cfg)
+            assert (cfg.DATASET.SUBSET, cfg.DATASET.HOLDOUT) == (10_000, 1_000)
+            uses = cfg.CROSSBATCH.REFERENCE == "holdout" and cfg.SOLVER.TRAINER == "crossbatch"
+            chooses = run.arm.held_out == "select" or run.trial == study.SELECTION
+            assert (not uses and not chooses) == cfg.DATASET.TRAIN_ON_HOLDOUT
+            assert (cfg.DATASET.VALIDATE == "auto") == (run.trial == study.SELECTION)
+            names.add((cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT))
+    assert {teacher for teacher, _ in names} == {"convnet48"}
+    assert {student for _, student in names} == {"convnet12"}
+
+
+def test_trials_differ_in_seed_and_images_and_arms_do_not():
+    def of(trial, setting, arm):
+        cfg = load_cfg("configs/glyphs/kd.yaml", study.run_of("glyphs", setting, arm, trial).opts)
+        return cfg.EXPERIMENT.SEED, cfg.DATASET.SUBSET_SEED
+
+    assert of(0, "clean", "kd") == of(0, "noise40", "insured")
+    assert of(0, "clean", "kd")[0] != of(1, "clean", "kd")[0]
+    assert (of(0, "clean", "kd")[1], of(9, "clean", "kd")[1]) == (1, 10)
+
+
+def test_what_a_setting_changes():
+    opts = study.run_of("glyphs", "scale0.01", "fixed0.3", 0).opts
+    weights = load_cfg("configs/glyphs/kd.yaml", opts).KD.LOSS
+    assert (weights.CE_WEIGHT, weights.KD_WEIGHT) == (0.3, 0.007)
+    assert study.run_of("glyphs", "permute", "ce", 0).name == "clean-ce-t0"  # it has no teacher
+    assert study.run_of("glyphs", "noise20", "ce", 0).name == "noise20-ce-t0"
+    assert not any(run.setting.key == "fonts" for run in study.runs("fashion_mnist", RATES, *EVERY))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Rates and the first trial of three settings in small, on digits."""
+    out = tmp_path_factory.mktemp("insurance")
+    small = ("DISTILLER.TEACHER", "convnet12", "DISTILLER.STUDENT", "convnet12")
+    small += ("DATASET.SUBSET", 128, "DATASET.HOLDOUT", 64, "DATASET.VALIDATE", "test")
+    small += ("SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", [], "SOLVER.DEVICE", "cpu")
+    arms = ("ce", "kd", "insured", "mean_weights", *(f"fixed{x}" for x in study.FIXED))
+    teachers = {"full": {"digits": (*small[4:6], *small[10:])}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_COMMON", small)
+        patch.setattr(study, "TEACHER", "convnet12")
+        patch.setattr(study, "STUDENT", "convnet12")
+        patch.setattr(study, "TASKS", ("digits",))
+        patch.setattr(study, "TEACHERS", teachers)
+        patch.setattr(study, "LEARNING_RATES", (0.02, 0.05))
+        whole = insurance.Study("digits", Path("data"), out)
+        with pytest.raises(MdistillerError, match="run --stage rates first"):
+            whole.rates()
+        place = ["digits", "--out", str(out), "--trials", "1", "--arms", *arms]
+        patch.setattr(insurance, "parse_arguments", _without_choices)
+        insurance.main([*place, "--stage", "rates"])
+        insurance.main([*place, "--settings", "clean", "noise40"])
+        yield whole
+
+
+def _without_choices(argv):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "TASKS", ("digits",))
+        return _parse(argv)
+
+
+_parse = insurance.parse_arguments
+
+
+def test_the_study_trains_what_it_says(trained):
+    rates = trained.rates()
+    assert set(rates) == set(study.FAMILIES)
+    assert set(rates.values()) <= {0.02, 0.05}
+    for family, arm in study.FAMILIES.items():
+        found = {r: trained.result(f"selection-{family}-{r:g}")["last_top1"] for r in (0.02, 0.05)}
+        assert found[rates[family]] == max(found.values())
+        assert study.ARMS[arm].family == family
+    noisy = trained.result("noise40-insured-t0")
+    assert 20 < noisy["wrong_labels"] < 60
+    assert noisy["fleet"] > 1
+    (source,) = read_metrics(trained.folder("clean-insured-t0"))
+    cfg = load_cfg(trained.folder("clean-mean_weights-t0") / "config.yaml")
+    assert pytest.approx(0.1 * source["crossbatch"]["ce"], rel=1e-5) == cfg.KD.LOSS.CE_WEIGHT
+    before = (trained.folder("clean-kd-t0") / "result.json").stat().st_mtime_ns
+    runs = list(study.runs("digits", rates, ("clean",), ("kd",), range(1)))
+    trained.train(runs)
+    assert (trained.folder("clean-kd-t0") / "result.json").stat().st_mtime_ns == before
+
+
+def test_the_best_fixed_weights_are_chosen_on_held_out_images(trained):
+    held_out = {
+        x: json.loads((trained.folder(f"clean-fixed{x}-t0") / "held_out.json").read_text())["top1"]
+        for x in study.FIXED
+    }
+    chosen = max(held_out, key=held_out.get)
+    found = report.Found(trained).trials("clean", study.BEST_FIXED)
+    assert found == {0: trained.result(f"clean-fixed{chosen}-t0")["last_top1"]}
+    table = "\n".join(report.means_table(report.Found(trained), ["kd", study.BEST_FIXED]))
+    assert f"| `kd` | {trained.result('clean-kd-t0')['last_top1']:.2f} (1) |" in table
+
+
+def test_a_claim_is_not_tested_before_all_trials_are_there(trained):
+    lines = report.claims_table({"glyphs": report.Found(trained)})
+    assert sum("not tested yet" in line for line in lines) == 6
+    assert any("| 3 | `clean`: `insured` - `kd` | glyphs | 1 |" in line for line in lines)
+
+
+class Given:
+    """Results that are made up: ten trials, arms that differ by constants and some noise."""
+
+    def __init__(self, levels, seed=0):
+        rng = np.random.default_rng(seed)
+        self.levels = levels
+        self.noise = {arm: rng.normal(0, 0.1, study.TRIALS) for arm in sorted(levels)}
+
+    def trials(self, setting, arm):
+        return dict(enumerate(self.levels[arm] + self.noise[arm]))
+
+
+LEVELS = {"insured": 87.5, "insured_supervised": 87.5, "ce": 80.0, "kd": 50.0}
+LEVELS |= {"kd_best_scale": 87.5, "best_fixed": 87.4, "train_reference": 86.0, "same_batch": 80.0}
+
+
+def verdicts(found):
+    lines = report.claims_table({"glyphs": found})[-6:]
+    return [line.split(": ")[1].split(" (")[0] for line in lines]
+
+
+def test_claims_are_held_and_fail():
+    assert verdicts(Given(LEVELS)) == ["held"] * 6
+    # Against KD alone, a claim that asks for harm done by KD fails with the others unharmed.
+    assert verdicts(Given({**LEVELS, "kd": 79.0}))[0] == "failed"
+    assert verdicts(Given({**LEVELS, "kd": 88.5}))[1:3] == ["failed", "failed"]
+    worse = verdicts(Given({**LEVELS, "best_fixed": 89.0, "same_batch": 86.5}))
+    assert worse == ["held"] * 4 + ["failed"] * 2
+
+
+def test_statistics_are_scipys_and_holms():
+    values = np.array([0.3, -0.1, 0.4, 0.2, 0.0])
+    low, high = report.interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert report.p_value(values, -0.5) < 0.01 < report.p_value(values, 0.0) < 0.5
+    assert report.p_value(values[:1], -9.0) == 1.0
+    assert report.p_value(np.array([0.1, 0.1]), 0.0) == 0.0
+    assert report.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert math.isinf(report.interval(values[:1])[1])
