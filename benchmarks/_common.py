@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
+from mdistiller.dataset import build_model  # noqa: E402
 from mdistiller.dataset._array import ArrayLoader, ImageArray  # noqa: E402
 from mdistiller.dataset.cifar100 import RECIPE  # noqa: E402
 from mdistiller.distillers import Distiller  # noqa: E402
@@ -22,7 +23,6 @@ from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.engine.rundir.result import device_name, source_commit  # noqa: E402
 from mdistiller.listing import count_macs  # noqa: E402
-from mdistiller.models import build_model  # noqa: E402
 
 CLASSES, SIZE = 100, 32
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from mdistiller.cli import exit_on_error  # noqa: E402
+from mdistiller.dataset import build_model  # noqa: E402
 from mdistiller.device import resolve_device  # noqa: E402
 from mdistiller.distillers import CRD  # noqa: E402
 from mdistiller.engine import BaseTrainer, trainer_dict  # noqa: E402
@@ -31,7 +32,6 @@ from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.engine.rundir.result import device_name  # noqa: E402
 from mdistiller.engine.runtime.memory import keep_freed_memory  # noqa: E402
-from mdistiller.models import build_model  # noqa: E402
 
 # Training images, classes and image size.
 DATA = {

@@ -29,12 +29,12 @@ from _variants import BF16, OWN_PROCESS, VARIANTS, Variant
 from step import RATIOS, measure, spread, step_cells, summary
 
 from mdistiller.cli import exit_on_error
+from mdistiller.dataset import build_model
 from mdistiller.device import resolve_device
 from mdistiller.engine.cfg import experiment_name
 from mdistiller.engine.run import run_training
 from mdistiller.engine.runtime.memory import keep_freed_memory
 from mdistiller.experiments.fleet.fleet import Fleet, Member
-from mdistiller.models import build_model
 
 METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")
 PRECISIONS = {"fp32": (), "bf16": BF16}

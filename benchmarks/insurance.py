@@ -21,7 +21,7 @@ from typing import Any
 import _common  # noqa: F401  (puts the checkout on the path)
 
 from mdistiller.cli import exit_on_error
-from mdistiller.dataset import get_dataset
+from mdistiller.dataset import get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.run import run_training
@@ -31,7 +31,6 @@ from mdistiller.errors import InterruptedRun, MdistillerError
 from mdistiller.experiments.fleet.fleet import Fleet, Member, fleet_settings
 from mdistiller.experiments.tables import insurance as study
 from mdistiller.experiments.tables.insurance import Run
-from mdistiller.models import load_teacher
 
 RATES_FILE = "learning_rates.json"
 HELD_OUT_FILE = "held_out.json"

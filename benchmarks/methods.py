@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from mdistiller.cli import exit_on_error  # noqa: E402
+from mdistiller.dataset import build_model  # noqa: E402
 from mdistiller.distillers import distiller_dict  # noqa: E402
 from mdistiller.engine.cfg import CFG, CROSSBATCH_PREFIX  # noqa: E402
 from mdistiller.engine.run import build_trainer  # noqa: E402
 from mdistiller.engine.rundir.result import device_name  # noqa: E402
-from mdistiller.models import build_model  # noqa: E402
 from mdistiller.seeding import derive_seed, seed_everything  # noqa: E402
 
 STEPS_AVERAGED = 5

@@ -33,10 +33,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from mdistiller.cli import exit_on_error  # noqa: E402
+from mdistiller.dataset import build_model  # noqa: E402
 from mdistiller.engine.cfg import load_cfg  # noqa: E402
 from mdistiller.engine.run import build_trainer  # noqa: E402
 from mdistiller.errors import ConfigError, MdistillerError  # noqa: E402
-from mdistiller.models import build_model  # noqa: E402
 
 CFG = "configs/digits/crossbatch_kd.yaml"
 CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar100": 100, "tiny_imagenet": 200}

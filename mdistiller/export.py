@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .dataset import build_model, image_size, load_teacher
 from .engine.teacher import LogitsOnly
 from .errors import ConfigError, MdistillerError
-from .models import build_model, image_size, load_teacher, read_state_dict
+from .models import read_state_dict
 from .registry import Registry
 from .seeding import generator
 

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .dataset import dataset_dict
+from .dataset import (
+    build_model,
+    dataset_dict,
+    image_size,
+    model_dict_for,
+    registered_checkpoint,
+)
 from .distillers import distiller_dict
 from .engine import trainer_dict
-from .models import build_model, cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
-from .models.teachers import registered_checkpoint
 
-# Registry, data set that stands for it, classes, image size.
-_FAMILIES = (
-    ("CIFAR size (32 x 32)", cifar_model_dict, "cifar100", 100, 32),
-    ("Tiny ImageNet (64 x 64)", tiny_imagenet_model_dict, "tiny_imagenet", 200, 64),
-    ("ImageNet (224 x 224)", imagenet_model_dict, "imagenet", 1000, 224),
-)
+# Classes of a data set whose networks are listed; of any other 100.
+_CLASSES = {"tiny_imagenet": 200, "imagenet": 1000}
 
 # Cross-references and literals of a docstring, which a terminal shows as plain words.
 _MARKUP = re.compile(r"(?::\w+:)?`+~?([^`]*)`+")
@@ -45,16 +45,27 @@ def list_everything() -> str:
         _described("Trainers (SOLVER.TRAINER)", trainer_dict),
         _described("Data sets (DATASET.TYPE)", dataset_dict),
     ]
-    for title, registry, dataset, classes, size in _FAMILIES:
-        rows = [_model_row(dataset, name, classes, size) for name in registry]
-        header = ("name", "parameters", "MACs", "teacher checkpoint")
-        parts.append(_table(f"Models for {title}", header, rows))
+    for datasets in _families():
+        first = datasets[0]
+        rows = [_model_row(first, name) for name in model_dict_for(first)]
+        size = image_size(first)
+        title = f"Models for {', '.join(datasets)} ({size} x {size})"
+        parts.append(_table(title, ("name", "parameters", "MACs", "teacher checkpoint"), rows))
     return "\n\n".join(parts)
 
 
-def _model_row(dataset: str, name: str, classes: int, size: int) -> tuple[str, ...]:
+def _families() -> list[list[str]]:
+    """Data sets that share their networks, those with published teachers first."""
+    families: dict[tuple[int, int], list[str]] = {}
+    for name in sorted(dataset_dict, key=lambda n: not dataset_dict.fitting(n).published):
+        family = (id(model_dict_for(name)), image_size(name))
+        families.setdefault(family, []).append(name)
+    return list(families.values())
+
+
+def _model_row(dataset: str, name: str) -> tuple[str, ...]:
     with torch.device("meta"):
-        model = build_model(dataset, name, classes).eval()
+        model = build_model(dataset, name, _CLASSES.get(dataset, 100)).eval()
     parameters = sum(p.numel() for p in model.parameters())
     path = registered_checkpoint(dataset, name)
     if dataset == "imagenet":
@@ -63,7 +74,7 @@ def _model_row(dataset: str, name: str, classes: int, size: int) -> tuple[str, .
         state = "-"
     else:
         state = "present" if path.exists() else "not downloaded"
-    macs = count_macs(model, size) / 1e6
+    macs = count_macs(model, image_size(dataset)) / 1e6
     return name, f"{parameters / 1e6:.2f} M", f"{macs:.1f} M", state
 
 

@@ -35,9 +35,12 @@ class Registry(dict):
         )
 
     def __setitem__(self, name: str, value: Any) -> None:
+        self.refuse_double(name)
+        super().__setitem__(name, value)
+
+    def refuse_double(self, name: str) -> None:
         if name in self:
             raise ValueError(f"{self.kind} {name!r} is registered already, as {self[name]!r}")
-        super().__setitem__(name, value)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         for name, value in dict(*args, **kwargs).items():

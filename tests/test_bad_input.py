@@ -18,10 +18,9 @@ import torch
 from PIL import Image
 
 from mdistiller.commands.train import main as train
-from mdistiller.dataset import ImageArray, Recipe, array_loaders, dataset_dict
+from mdistiller.dataset import ImageArray, Recipe, array_loaders, build_model, dataset_dict
 from mdistiller.dataset.glyphs.build import build_glyphs
 from mdistiller.dataset.glyphs.font_packages import folder_packages
-from mdistiller.models import build_model
 from tools import download_teachers, export, make_glyphs, visualize
 from tools import eval as evaluation
 
@@ -461,7 +460,7 @@ CONFIGURATIONS = {
     "configuration: unknown key": [["SOLVER.EPOCH", "3"]],
     "configuration: unknown name": [["DISTILLER.STUDENT", "resnet9"]],
     "configuration: trainer and distiller do not fit": [
-        ["DISTILLER.TYPE", "KD", "SOLVER.TRAINER", "crossbatch"]
+        ["DISTILLER.TYPE", "CROSSBATCH_KD", "SOLVER.TRAINER", "base"]
     ],
     "configuration: a method without a teacher for DOT": [["SOLVER.TRAINER", "dot"]],
     "configuration: no weights to replay": [

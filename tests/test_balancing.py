@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from mdistiller.dataset import build_model
 from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer, trainer_dict
 from mdistiller.engine.cfg import CFG, dump_cfg
@@ -22,7 +23,6 @@ from mdistiller.errors import (
     NonFiniteError,
 )
 from mdistiller.listing import _described
-from mdistiller.models import build_model
 from mdistiller.weighting.aggregators import method_names
 
 from .test_resume import stop_after

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdistiller.dataset import build_model
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.run import assemble_distiller
-from mdistiller.models import build_model
 
 from .golden_rules import golden_json
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from mdistiller.distillers import KD, RKD, CrossBatchDistiller, distiller_dict
-from mdistiller.distillers.crossbatch_methods import CrossBatchKD, CrossBatchRKD
 from mdistiller.engine import BaseTrainer, CrossBatchTrainer
 from mdistiller.errors import ConfigError, NonFiniteError
 from mdistiller.weighting import CrossBatchWeighting
@@ -23,6 +22,8 @@ from .toys import (
     loader,
     networks,
 )
+
+CrossBatchKD, CrossBatchRKD = distiller_dict["CROSSBATCH_KD"], distiller_dict["CROSSBATCH_RKD"]
 
 # As the computations by hand do it, so that results agree to the last digits.
 PLAIN = ("SOLVER.CHANNELS_LAST", False, "SOLVER.FOLD_TEACHER", False)
@@ -304,9 +305,11 @@ def test_state_continues_across_trainers(tmp_path):
 # ---- what it refuses -----------------------------------------------------------------------
 
 
-def test_needs_a_crossbatch_distiller(tmp_path):
-    with pytest.raises(ConfigError, match="CROSSBATCH_"):
-        crossbatch_trainer(tmp_path, distiller=ToyHint)
+def test_any_distiller_of_two_losses_trains_the_same(tmp_path):
+    plain, twin = (
+        one_step(crossbatch_trainer(tmp_path, distiller=d)) for d in (ToyHint, CrossBatchToyHint)
+    )
+    assert torch.equal(plain, twin)
 
 
 def test_needs_a_second_stream(tmp_path):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mdistiller.dataset import ArrayLoader, Recipe, get_dataset
-from mdistiller.distillers.crossbatch_methods import CrossBatchKD, CrossBatchRKD
+from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import CFG
 from mdistiller.engine.check import check_config
 from mdistiller.engine.trainers.crossbatch import _endless, _pass_number
@@ -21,6 +21,7 @@ from .test_resume import build, images
 from .toys import CrossBatchToyHint, networks
 
 HELDOUT = "regression on held-out images"
+CrossBatchKD, CrossBatchRKD = distiller_dict["CROSSBATCH_KD"], distiller_dict["CROSSBATCH_RKD"]
 SHARED = ("CROSSBATCH.THETA", "shared")
 
 # ---- the reference from held-out images ----------------------------------------------------

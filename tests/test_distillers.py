@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdistiller.dataset import model_dict_for
 from mdistiller.distillers import CRD, distiller_dict
 from mdistiller.distillers._common import probe
 from mdistiller.distillers.AT import at_loss
@@ -15,7 +16,7 @@ from mdistiller.distillers.PKT import pkt_loss
 from mdistiller.distillers.RKD import rkd_loss
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import ConfigError
-from mdistiller.models import cifar_model_dict, model_dict_for
+from mdistiller.models import cifar_model_dict
 
 from .golden_rules import golden_json
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from mdistiller import export
+from mdistiller.dataset import build_model
 from mdistiller.errors import MdistillerError, UnknownNameError
 from mdistiller.export import FORMATS, export_checkpoint, image_size
-from mdistiller.models import build_model
 from tools.export import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ import pytest
 import sklearn.datasets
 import torch
 
-from mdistiller.dataset import digits
+from mdistiller.dataset import build_model, digits
 from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer
 from mdistiller.engine.cfg import experiment_name, load_cfg
@@ -28,7 +28,6 @@ from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError, NonF
 from mdistiller.experiments.fleet.clock import SharedTime
 from mdistiller.experiments.fleet.fleet import Fleet, Member
 from mdistiller.experiments.fleet.sharing import SharedStream
-from mdistiller.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, VALIDATION, BATCH = 60, 20, 16

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdistiller.dataset import get_dataset
+from mdistiller.dataset import build_model, get_dataset
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import DataError
-from mdistiller.models import build_model
 
 from .toys import FEW_DIGITS
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdistiller.dataset import build_model
 from mdistiller.engine import trainer_dict
-from mdistiller.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 KD = ("DISTILLER.TYPE", "KD")

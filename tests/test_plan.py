@@ -119,7 +119,7 @@ def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:
 
 def test_missing_teachers_of_cifar(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # no download_ckpts here, whatever the developer has
-    monkeypatch.setattr("mdistiller.models.teachers.checkout", lambda: tmp_path)
+    monkeypatch.setattr("mdistiller.dataset.networks.checkout", lambda: tmp_path)
     wanted = {"pairs": ("res56_res20", "res101_res50"), "prefix": str(tmp_path)}
     plan = make_plan(Request("table1", **wanted))
     assert list(plan.missing) == ["ResNet101", "resnet56"]

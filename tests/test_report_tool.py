@@ -14,10 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
+from mdistiller.dataset import build_model
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.run import run_training
 from mdistiller.errors import DataError
-from mdistiller.models import build_model
 from mdistiller.report import compare_runs, load_plan
 from mdistiller.report.comparison import costs
 from mdistiller.report.figures import draw, save

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdistiller.dataset import build_model
 from mdistiller.engine.rundir.lock import is_locked
 from mdistiller.experiments import Request, make_plan
-from mdistiller.models import build_model
 
 from .toys import FEW_DIGITS
 

@@ -7,11 +7,10 @@ from itertools import islice
 import pytest
 import torch
 
-from mdistiller.dataset import get_dataset
+from mdistiller.dataset import build_model, get_dataset
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine import trainer_dict
 from mdistiller.engine.run import build_distiller, build_trainer
-from mdistiller.models import build_model
 
 from .toys import ListLoader, config
 

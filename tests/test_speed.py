@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from mdistiller.distillers import KD, OFD
-from mdistiller.distillers.crossbatch_methods import CrossBatchKD
+from mdistiller.dataset import model_dict_for
+from mdistiller.distillers import KD, OFD, distiller_dict
 from mdistiller.engine import CrossBatchTrainer
 from mdistiller.engine.cfg import CFG
 from mdistiller.engine.check import check_config
@@ -23,16 +23,12 @@ from mdistiller.engine.runtime import precision
 from mdistiller.engine.runtime.folding import fold_batchnorm, foldable_pairs
 from mdistiller.engine.runtime.precision import FrozenTeacher
 from mdistiller.errors import ConfigError
-from mdistiller.models import (
-    cifar_model_dict,
-    imagenet_model_dict,
-    model_dict_for,
-    tiny_imagenet_model_dict,
-)
+from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
 
 from .golden_rules import images, labels
 from .toys import ListLoader, config, networks
 
+CrossBatchKD = distiller_dict["CROSSBATCH_KD"]
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = ("SOLVER.CHANNELS_LAST", False, "SOLVER.FOLD_TEACHER", False)
 OPTIONS = {

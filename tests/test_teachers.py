@@ -21,15 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mdistiller import models
+from mdistiller.dataset import build_model, load_teacher, model_dict_for, networks
 from mdistiller.errors import CheckpointError, UnknownNameError
-from mdistiller.models import teachers
+from mdistiller.models import PUBLISHED_TOP1
 from mdistiller.models.checkpoints import load_weights, read_checkpoint, read_state_dict
-from mdistiller.models.teachers import (
-    PUBLISHED_TOP1,
-    build_model,
-    load_teacher,
-    model_dict_for,
-)
 from tests.golden_rules import golden_json, images
 
 NAME, CLASSES = "resnet8", 10
@@ -469,12 +464,12 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     current, repository = tmp_path / "current", tmp_path / "repository"
     current.mkdir()
     monkeypatch.chdir(current)
-    monkeypatch.setattr(teachers, "checkout", lambda: repository)
+    monkeypatch.setattr(networks, "checkout", lambda: repository)
     return current, repository
 
 
 def test_repository_is_where_the_package_lies() -> None:
-    assert Path(models.__file__).parent.parent.parent == teachers.checkout()
+    assert Path(models.__file__).parent.parent.parent == networks.checkout()
 
 
 @pytest.mark.parametrize(

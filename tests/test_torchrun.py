@@ -15,12 +15,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mdistiller.dataset import ArrayLoader, Recipe
+from mdistiller.dataset import ArrayLoader, Recipe, build_model
 from mdistiller.distillers import CRD, distiller_dict
 from mdistiller.engine import BaseTrainer, trainer_dict
 from mdistiller.engine.runtime.distributed import World
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
-from mdistiller.models import build_model
 
 from .test_resume import CASES, SHORT, images, some_weights, stop_after
 from .test_tools import DIGITS, ROOT, environment

@@ -252,7 +252,7 @@ def test_exploding_training_names_epoch_step_and_loss(tmp_path):
 def test_tensorboard_holds_the_five_scalars_and_the_weights(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    from mdistiller.distillers.crossbatch_methods import CrossBatchKD
+    CrossBatchKD = distiller_dict["CROSSBATCH_KD"]
 
     cfg = config(tmp_path, "LOG.TENSORBOARD_FREQ", 2)
     student, teacher = networks()
@@ -420,7 +420,7 @@ def test_steps_read_nothing_from_the_device(tmp_path):
     """Counts what would stop a GPU: a tensor's value read by the host during the steps."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from mdistiller.distillers.crossbatch_methods import CrossBatchKD
+    CrossBatchKD = distiller_dict["CROSSBATCH_KD"]
 
     class Reads(TorchDispatchMode):
         count = 0

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from torch import nn
 
-from mdistiller.dataset import get_dataset
+from mdistiller.dataset import build_model, get_dataset
 from mdistiller.engine.cfg import CFG
-from mdistiller.models import build_model
 from mdistiller.report import visualize as module
 from mdistiller.report.visualize import (
     MIN_IMAGES,

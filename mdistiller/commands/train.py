@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mdistiller.cli import exit_on_error
-from mdistiller.config.cfg import load_cfg
+from mdistiller.config import load_cfg
 from mdistiller.console import output_is_optional
 from mdistiller.engine.run import run_training
 from mdistiller.engine.runtime.signals import end_on_sigterm

@@ -1,50 +1,35 @@
 """The run's configuration: ``CFG`` holds every key with its default.
 
 >>> cfg = CFG.clone()
->>> cfg.merge_from_list(["KD.TEMPERATURE", "2.5"])
->>> cfg.KD.TEMPERATURE
-2.5
+>>> cfg.merge_from_list(["SOLVER.LR", "0.1"])
+>>> cfg.SOLVER.LR
+0.1
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mdistiller.console import say
+from mdistiller.errors import ConfigError
 from mdistiller.shipped import find
 
-from .defaults import default_tree
+from .core import CORE
 from .node import Config
+from .table import CHOICES, TABLE, nodes_of
 
-CFG: Config = default_tree(Config)
+# The nodes of methods join when the rooms above register them (import mdistiller.engine).
+CFG = Config()
+CFG.add_missing()
 
-_ALWAYS_SHOWN = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG")
 CROSSBATCH_PREFIX = "CROSSBATCH_"
 
-# The nodes that configure the trainer of the same name.
-_TRAINER_NODES = (
-    *("MULTITASK", "GRADNORM", "UNCERTAINTY", "GRADIENT_COSINE", "DISTILL_DECAY", "REPLAY"),
-)
 
-# Keys that say where things lie or how they are called: no change of them changes a number (of
-# the teacher and of a file to replay the content counts, not where it lies). The keys of LOG are
-# of this kind, too.
-PLACES = (
-    "EXPERIMENT.PROJECT",
-    "EXPERIMENT.NAME",
-    "EXPERIMENT.TAG",
-    "DATASET.ROOT",
-    "DATASET.NUM_WORKERS",
-    "DISTILLER.TEACHER_CKPT",
-    "REPLAY.FILE",
-    "SOLVER.DEVICE",
-)
-
-
-def load_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
-    """The defaults, then ``cfg_file``, then the overrides ``opts`` (KEY, VALUE, ...); frozen.
+def read_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
+    """The defaults, then ``cfg_file``, then the overrides ``opts`` (KEY, VALUE, ...).
 
     Raises:
         ConfigError: see :class:`~mdistiller.config.node.Config`.
@@ -52,17 +37,45 @@ def load_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
     cfg = CFG.clone()
     cfg.merge_from_file(find(cfg_file))
     cfg.merge_from_list(list(opts))
-    cfg.freeze()
-    return cfg
+    return resolved(cfg)
+
+
+def resolved(cfg: Config) -> Config:
+    """``cfg`` with the one spelling of a configuration that has two.
+
+    A cross-batch trainer (one that uses the node CROSSBATCH) trains the cross-batch form of a
+    method: DISTILLER.TYPE KD is then CROSSBATCH_KD.
+    """
+    twin = CROSSBATCH_PREFIX + cfg.DISTILLER.TYPE
+    crossbatch = "CROSSBATCH" in (nodes_of("SOLVER.TRAINER", cfg.SOLVER.TRAINER) or ())
+    if not crossbatch or nodes_of("DISTILLER.TYPE", twin) is None:
+        return cfg
+    other = cfg.clone()
+    other.put("DISTILLER.TYPE", twin)
+    return other
+
+
+def check_values(cfg: Config) -> None:
+    """Refuse values that are not finite or break the rule of their setting.
+
+    Raises:
+        ConfigError: begins with the key.
+    """
+    for key, value in cfg.leaves().items():
+        numbers = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
+            raise ConfigError(f"{key} must be finite, not {value}")
+        rule = TABLE[key].rule
+        if rule is not None and not rule.holds(value):
+            raise ConfigError(f"{key} must be {rule.words}, not {value!r}")
 
 
 def used_groups(cfg: Config) -> Config:
-    """The groups of ``cfg`` that its run uses."""
-    groups = [*_ALWAYS_SHOWN, cfg.DISTILLER.TYPE.removeprefix(CROSSBATCH_PREFIX)]
-    if cfg.DISTILLER.TYPE.startswith(CROSSBATCH_PREFIX):
-        groups.append("CROSSBATCH")
-    groups += [node for node in _TRAINER_NODES if node == cfg.SOLVER.TRAINER.upper()]
-    return Config({group: cfg[group].clone() for group in groups if group in cfg})
+    """The groups of ``cfg`` that its run uses: the core's and those of what it chooses."""
+    leaves = cfg.leaves()
+    nodes = [node for choice in CHOICES for node in nodes_of(choice, leaves[choice]) or ()]
+    groups = dict.fromkeys([*CORE, *nodes])
+    return Config({group: cfg[group].clone() for group in groups})
 
 
 def dump_cfg(cfg: Config) -> str:
@@ -73,21 +86,3 @@ def dump_cfg(cfg: Config) -> str:
 def show_cfg(cfg: Config) -> None:
     """Print :func:`dump_cfg`."""
     say(f"CONFIG:\n{dump_cfg(cfg)}")
-
-
-def experiment_name(cfg: Config, opts: list[str] | tuple[str, ...] = ()) -> str:
-    """Where a run's folder lies below LOG.PREFIX: ``<project>/<name><overrides>``.
-
-    The name is EXPERIMENT.NAME, or EXPERIMENT.TAG if that is empty. The command line's
-    overrides ``opts`` are appended as KEY:VALUE, joined by commas, except those that only say
-    where files lie; an EXPERIMENT.NAME among them is the whole name.
-    """
-    pairs = list(zip(opts[0::2], opts[1::2], strict=True))
-    name = cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG
-    if not any(key == "EXPERIMENT.NAME" and value for key, value in pairs):
-        name += ",".join(
-            f"{key}:{value}"
-            for key, value in pairs
-            if key not in PLACES and not key.startswith("LOG.")
-        )
-    return f"{cfg.EXPERIMENT.PROJECT}/{name.replace('/', '_')}"

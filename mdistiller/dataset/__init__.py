@@ -1,31 +1,38 @@
 """Data sets: :func:`get_dataset` gives the loaders that a configuration asks for.
 
-To add one, register a function of the configuration under a name::
+To add one, register a function of the configuration under a name, with the networks that fit
+its images where those are not the ones for small images, and settings of its own, if any::
 
-    @dataset_dict.register("my_set")
+    @dataset_dict.register("my_set", networks={"mynet": MyNet}, image_size=48)
     def get_my_set(cfg):
         return train_loader, val_loader, num_data, num_classes
 
-with two :class:`Loader` objects, for instance two :class:`ArrayLoader`.
+with two :class:`Loader` objects, for instance two :class:`ArrayLoader`. In a file of your own
+that EXPERIMENT.IMPORTS names, this is all.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from mdistiller.config import Config
 from mdistiller.errors import ConfigError
 
 from . import cifar100, digits, fashion_mnist, glyphs, imagenet, tiny_imagenet  # noqa: F401
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
-from ._contrastive import CONTRASTIVE_DISTILLERS, ContrastiveSampler, ContrastiveSettings
+from ._contrastive import ContrastiveSampler, ContrastiveSettings, contrastive_settings
 from ._folder import FolderLoader, folder_loaders
 from ._loader import Loader
 from ._noise import NOISE_KINDS
 from ._registry import dataset_dict
 from ._selection import validates_on_heldout
+from .networks import (
+    build_model,
+    image_size,
+    load_teacher,
+    model_dict_for,
+    registered_checkpoint,
+)
 
 __all__ = [
-    "CONTRASTIVE_DISTILLERS",
     "ArrayLoader",
     "ContrastiveSampler",
     "ContrastiveSettings",
@@ -35,14 +42,20 @@ __all__ = [
     "Loader",
     "Recipe",
     "array_loaders",
+    "build_model",
+    "contrastive_settings",
     "dataset_dict",
     "folder_loaders",
     "get_dataset",
+    "image_size",
+    "load_teacher",
+    "model_dict_for",
+    "registered_checkpoint",
     "validates_on_heldout",
 ]
 
 
-def get_dataset(cfg: Any) -> tuple[Loader, Loader, int, int]:
+def get_dataset(cfg: Config) -> tuple[Loader, Loader, int, int]:
     """The loaders of ``cfg.DATASET.TYPE``.
 
     Sets in memory (cifar100, fashion_mnist, glyphs, digits) live on ``SOLVER.DEVICE`` and use no

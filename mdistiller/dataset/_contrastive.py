@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdistiller.config import Config
+from mdistiller.config.table import nodes_of
 from mdistiller.errors import ConfigError, DataError
 from mdistiller.seeding import derive_seed
-
-CONTRASTIVE_DISTILLERS = ("CRD", "CROSSBATCH_CRD")
 
 # How many standard deviations more than K negatives are drawn, lest they be too few.
 _MARGIN = 6.0
@@ -40,9 +40,12 @@ class ContrastiveSettings:
             raise ConfigError(f"CRD.MODE must be exact or relax, not {self.mode!r}")
 
 
-def contrastive_settings(cfg: Any, with_replacement: bool = False) -> ContrastiveSettings | None:
-    """The settings of ``cfg.CRD``; None for a distiller that contrasts nothing."""
-    if cfg.DISTILLER.TYPE not in CONTRASTIVE_DISTILLERS:
+def contrastive_settings(cfg: Config, with_replacement: bool = False) -> ContrastiveSettings | None:
+    """The settings of ``cfg.CRD``; None for a method that contrasts nothing.
+
+    A method that does (``needs_contrast``) uses the node CRD.
+    """
+    if "CRD" not in (nodes_of("DISTILLER.TYPE", cfg.DISTILLER.TYPE) or ()):
         return None
     return ContrastiveSettings(cfg.CRD.NCE.K, cfg.CRD.MODE, with_replacement)
 

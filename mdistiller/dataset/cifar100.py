@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RECIPE = Recipe(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), flip=True)
 
 
-@dataset_dict.register("cifar100")
+@dataset_dict.register("cifar100", published=True)
 def get_cifar100(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
     """Loaders of CIFAR-100 from ``DATASET.ROOT``, where it is downloaded to if it is missing.
 

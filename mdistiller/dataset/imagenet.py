@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdistiller.errors import DataError
+from mdistiller.models import imagenet_model_dict
 
 from ._folder import FolderLoader, folder_loaders
 from ._registry import dataset_dict
@@ -44,7 +45,7 @@ def val_transform() -> transforms.Compose:
     )
 
 
-@dataset_dict.register("imagenet")
+@dataset_dict.register("imagenet", networks=imagenet_model_dict, image_size=224, published=True)
 def get_imagenet(cfg: Any) -> tuple[FolderLoader, FolderLoader, int, int]:
     """Loaders of ``DATASET.ROOT/imagenet/{train,val}/<class>/*``.
 

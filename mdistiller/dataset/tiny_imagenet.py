@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdistiller.errors import DataError
+from mdistiller.models import tiny_imagenet_model_dict
 
 from ._folder import FolderLoader, folder_loaders
 from ._registry import dataset_dict
@@ -36,7 +37,9 @@ def val_transform() -> transforms.Compose:
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
-@dataset_dict.register("tiny_imagenet")
+@dataset_dict.register(
+    "tiny_imagenet", networks=tiny_imagenet_model_dict, image_size=64, published=True
+)
 def get_tiny_imagenet(cfg: Any) -> tuple[FolderLoader, FolderLoader, int, int]:
     """Loaders of ``DATASET.ROOT/tiny-imagenet-200``, whose val images are sorted if need be.
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdistiller.config import Setting, positive
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
-from ._common import match_size
+from ._common import loss_weights, match_size
+from ._registry import distiller_dict
 
 
 def attention(feature: Tensor, p: float) -> Tensor:
@@ -35,12 +37,18 @@ def at_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor], p: float) -> Tensor:
     return sum(F.mse_loss(attention(f_s, p), attention(f_t, p)) for f_s, f_t in pairs)
 
 
+@distiller_dict.register("AT")
 class AT(Distiller):
     """Attention transfer, with the weights of ``cfg.AT``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`at_loss`
     of the maps after the stem.
     """
+
+    settings = {
+        **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1000.0),
+        "P": Setting(2, positive, "power of the activations in an attention map", kind="real"),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

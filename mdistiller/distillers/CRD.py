@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdistiller.config import Setting, at_least_one, below_one, one_of, positive
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
-from ._common import count, need_argument
+from ._common import count, loss_weights, need_argument
+from ._registry import distiller_dict
 
 _EPS = 1e-7
 
@@ -97,6 +99,7 @@ def contrast_loss(similarity: Tensor, num_data: int) -> Tensor:
     return -(log_positive.sum() + log_negative.sum()).reshape(1) / len(similarity)
 
 
+@distiller_dict.register("CRD")
 class CRD(Distiller):
     """Contrastive distillation, with the settings of ``cfg.CRD``.
 
@@ -109,6 +112,23 @@ class CRD(Distiller):
     Args:
         num_data: size of the training set.
     """
+
+    settings = {
+        **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=0.8),
+        "MODE": Setting(
+            "exact",
+            one_of("exact", "relax"),
+            "the positive is the image itself, or (relax) a random one of its class",
+        ),
+        "FEAT.DIM": Setting(128, at_least_one, "length of the embeddings"),
+        "FEAT.STUDENT_DIM": Setting(256, doc="length of the student's pooled feature"),
+        "FEAT.TEACHER_DIM": Setting(256, doc="length of the teacher's pooled feature"),
+        "NCE.K": Setting(16384, at_least_one, "negatives for each image"),
+        "NCE.MOMENTUM": Setting(0.5, below_one, "of the memory bank"),
+        "NCE.TEMPERATURE": Setting(0.07, positive, "divides the similarities"),
+    }
+
+    needs_contrast = True
 
     # The memory bank and its normalising constants would differ between processes.
     data_parallel = False

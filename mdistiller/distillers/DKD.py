@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mdistiller.config import Setting, positive
+
 from ._base import Distiller
 from ._common import divergence, need_argument, split_target, warmup_factor
+from ._registry import distiller_dict
 
 
 def dkd_loss(
@@ -39,12 +42,21 @@ def dkd_loss(
     return (alpha * tckd + beta * nckd) * temperature**2
 
 
+@distiller_dict.register("DKD")
 class DKD(Distiller):
     """Decoupled distillation, with the settings of ``cfg.DKD``; needs ``epoch``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`dkd_loss`,
     both of its parts, times a factor that rises from 1 / WARMUP to 1 in the first WARMUP epochs.
     """
+
+    settings = {
+        "CE_WEIGHT": Setting(1.0, doc="weight of the cross-entropy"),
+        "ALPHA": Setting(1.0, doc="weight of the target class's part"),
+        "BETA": Setting(8.0, doc="weight of the other classes' part"),
+        "T": Setting(4.0, positive, "temperature"),
+        "WARMUP": Setting(20, doc="epochs over which the distillation loss is faded in"),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

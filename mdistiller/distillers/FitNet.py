@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
+from mdistiller.config import Setting, not_negative
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
-from ._common import ConvReg, count, get_feat_shapes
+from ._common import ConvReg, count, get_feat_shapes, loss_weights
+from ._registry import distiller_dict
 
 
+@distiller_dict.register("FITNET")
 class FitNet(Distiller):
     """Hint learning, jointly with the task, with the settings of ``cfg.FITNET``.
 
@@ -20,6 +23,12 @@ class FitNet(Distiller):
     Raises:
         ConfigError: a network has no such layer, or no regressor fits the two maps.
     """
+
+    settings = {
+        **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=100.0),
+        "HINT_LAYER": Setting(2, not_negative, "which of the feature maps, from 0"),
+        "INPUT_SIZE": Setting((32, 32), doc="height and width of the images"),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdistiller.config import Setting, positive
+
 from ._base import Distiller
-from ._common import divergence
+from ._common import divergence, loss_weights
+from ._registry import distiller_dict
 
 
 def kd_loss(
@@ -30,8 +33,14 @@ def kd_loss(
     return divergence(log_p_student, p_teacher, per_sample) * temperature**2
 
 
+@distiller_dict.register("KD")
 class KD(Distiller):
     """Cross-entropy plus :func:`kd_loss`, with the weights of ``cfg.KD``."""
+
+    settings = {
+        **loss_weights(CE_WEIGHT=0.1, KD_WEIGHT=0.9),
+        "TEMPERATURE": Setting(4, positive, "softens both predictions", kind="real"),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mdistiller.config import Setting, at_least_one
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
+from ._common import loss_weights
+from ._registry import distiller_dict
 
 # The slope of a singular vector is the inverse of the gap between squared singular values.
 # Gaps below these (relative to the largest square; absolute) are damped instead of followed.
@@ -110,12 +113,18 @@ def kdsvd_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor], k: int) -> Tensor:
     return (loss / len(g_s[0])).to(torch.promote_types(g_s[0].dtype, torch.float32))
 
 
+@distiller_dict.register("KDSVD")
 class KDSVD(Distiller):
     """Distillation of singular vectors, with the weights of ``cfg.KDSVD``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`kdsvd_loss`
     of the maps after the stem.
     """
+
+    settings = {
+        **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),
+        "K": Setting(1, at_least_one, "singular vectors of the teacher"),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._base import Distiller
-from ._common import match_size
+from ._common import loss_weights, match_size
+from ._registry import distiller_dict
 
 
 def _kernel_mean(a: Tensor, b: Tensor) -> Tensor:
@@ -36,12 +37,15 @@ def nst_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor]) -> Tensor:
     return sum(single_stage_nst_loss(f_s, f_t) for f_s, f_t in zip(g_s, g_t, strict=False))
 
 
+@distiller_dict.register("NST")
 class NST(Distiller):
     """Neuron selectivity transfer, with the weights of ``cfg.NST``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`nst_loss`
     of the maps after the stem.
     """
+
+    settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=50.0)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

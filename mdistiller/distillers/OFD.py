@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdistiller.config import Setting, at_least_one
+from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
-from mdistiller.models import image_size
 
 from ._base import Distiller
-from ._common import Constants, count, need_feature, probe
+from ._common import Constants, count, loss_weights, need_feature, probe
+from ._registry import distiller_dict
 
 # Channels that are negative more rarely than this get three deviations as margin.
 _RARE = 1e-3
@@ -71,6 +73,7 @@ class ConnectorConvBN(nn.Module):
         return [connect(f) for connect, f in zip(self.connectors, maps, strict=True)]
 
 
+@distiller_dict.register("OFD")
 class OFD(Distiller):
     """Overhaul of feature distillation, with the settings of ``cfg.OFD``.
 
@@ -86,6 +89,14 @@ class OFD(Distiller):
         ConfigError: a network has no ``preact_feats``, or the teacher does not say which
             BatchNorm layers come before them.
     """
+
+    settings = {
+        **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=0.001),
+        "CONNECTOR.KERNEL_SIZE": Setting(1, at_least_one, "of the connectors' convolutions"),
+        "TEACHER_TRAIN_MODE": Setting(
+            True, doc="False: the teacher in eval mode, see [differences](differences.md)"
+        ),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ._base import Distiller
+from ._common import loss_weights
+from ._registry import distiller_dict
 
 
 def _neighbour_probabilities(feature: Tensor, eps: float) -> Tensor:
@@ -31,11 +33,14 @@ def pkt_loss(f_s: Tensor, f_t: Tensor, eps: float = 1e-7) -> Tensor:
     return (p_t * torch.log((p_t + eps) / (p_s + eps))).mean()
 
 
+@distiller_dict.register("PKT")
 class PKT(Distiller):
     """Probabilistic transfer of the pooled features, with the weights of ``cfg.PKT``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`pkt_loss`.
     """
+
+    settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=30000.0)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdistiller.config import Setting
+
 from ._base import Distiller
+from ._common import loss_weights
+from ._registry import distiller_dict
 
 _SHORTEST = 1e-12
 
@@ -84,12 +88,21 @@ def rkd_loss(
     return distance_weight * loss_distance + angle_weight * loss_angle
 
 
+@distiller_dict.register("RKD")
 class RKD(Distiller):
     """Relational distillation of the pooled features, with the weights of ``cfg.RKD``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`rkd_loss`,
     distances and angles together.
     """
+
+    settings = {
+        **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),
+        "DISTANCE_WEIGHT": Setting(25, doc="of the distance loss", kind="real"),
+        "ANGLE_WEIGHT": Setting(50, doc="of the angle loss", kind="real"),
+        "PDIST.EPSILON": Setting(1e-12, doc="smallest squared distance"),
+        "PDIST.SQUARED": Setting(False, doc="squared distances"),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdistiller.config import Setting
+from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
-from mdistiller.models import image_size
 
 from ._base import Distiller
 from ._common import as_map, count, need_argument, need_feature, probe, warmup_factor
+from ._registry import distiller_dict
 
 # Channels of the fused maps, at most.
 _MID_CHANNEL = 512
@@ -111,9 +113,16 @@ class ABF(nn.Module):
         return self.conv2(resized), x
 
 
-_LAYOUT = ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS")
+# How the stages look; what is left at its default is read off the networks.
+_LAYOUT = {
+    "SHAPES": Setting([1, 8, 16, 32], doc="sizes of the student's maps, deepest first"),
+    "OUT_SHAPES": Setting([1, 8, 16, 32], doc="sizes of the teacher's maps, deepest first"),
+    "IN_CHANNELS": Setting([64, 128, 256, 256], doc="of the student's maps, shallowest first"),
+    "OUT_CHANNELS": Setting([64, 128, 256, 256], doc="of the teacher's maps, shallowest first"),
+}
 
 
+@distiller_dict.register("REVIEWKD")
 class ReviewKD(Distiller):
     """Knowledge review, with the settings of ``cfg.REVIEWKD``; needs ``epoch``.
 
@@ -130,6 +139,15 @@ class ReviewKD(Distiller):
         ConfigError: a network lacks the features before activation that it is asked for, or the
             four lists do not fit together.
     """
+
+    settings = {
+        "CE_WEIGHT": Setting(1.0, doc="weight of the cross-entropy"),
+        "REVIEWKD_WEIGHT": Setting(1.0, doc="weight of the distillation loss"),
+        "WARMUP_EPOCHS": Setting(20, doc="epochs over which the distillation loss is faded in"),
+        **_LAYOUT,
+        "MAX_MID_CHANNEL": Setting(512, doc="has no effect, as in mdistiller"),
+        "STU_PREACT": Setting(False, doc="the student's maps before the activation"),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)
@@ -150,10 +168,8 @@ class ReviewKD(Distiller):
 
     def _layout(self, cfg) -> dict[str, list[int]]:
         """The four lists, as configured or else inferred."""
-        from mdistiller.config.cfg import CFG  # the engine imports the distillers
-
         given = {key: list(cfg.REVIEWKD[key]) for key in _LAYOUT}
-        inferred = [key for key in _LAYOUT if given[key] == list(CFG.REVIEWKD[key])]
+        inferred = [key for key in _LAYOUT if given[key] == _LAYOUT[key].default]
         if inferred:
             size = (image_size(cfg.DATASET.TYPE),) * 2
             maps_s = self._student_maps(probe(self.student, size))

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._base import Distiller
+from ._common import loss_weights
+from ._registry import distiller_dict
 
 
 def _similarity(feature: Tensor) -> Tensor:
@@ -30,11 +32,14 @@ def sp_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor]) -> Tensor:
     return sum(F.mse_loss(_similarity(f_s), _similarity(f_t)) for f_s, f_t in pairs).reshape(1)
 
 
+@distiller_dict.register("SP")
 class SP(Distiller):
     """Similarity preservation in the last map, with the weights of ``cfg.SP``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`sp_loss`.
     """
+
+    settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=3000.0)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdistiller.config import Setting
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
-from ._common import Constants, count, get_feat_shapes, match_size
+from ._common import Constants, count, get_feat_shapes, loss_weights, match_size
+from ._registry import distiller_dict
 
 
 def vid_loss(regressor: nn.Module, log_scale: Tensor, f_s: Tensor, f_t: Tensor, eps: float):
@@ -38,6 +40,7 @@ def _regressor(c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(conv1x1(c_in), nn.ReLU(), conv1x1(c_out), nn.ReLU(), conv1x1(c_out))
 
 
+@distiller_dict.register("VID")
 class VID(Distiller):
     """Variational information distillation, with the settings of ``cfg.VID``.
 
@@ -46,6 +49,16 @@ class VID(Distiller):
     regressor each. The variances are constants, as in mdistiller; with
     ``cfg.VID.LEARN_VARIANCE`` they are trained and saved, as in the paper.
     """
+
+    settings = {
+        **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),
+        "EPS": Setting(1e-5, doc="added to the predicted variances"),
+        "INIT_PRED_VAR": Setting(5.0, doc="variance at the start"),
+        "INPUT_SIZE": Setting((32, 32), doc="height and width of the images"),
+        "LEARN_VARIANCE": Setting(
+            False, doc="train the variances, as in the paper, see [differences](differences.md)"
+        ),
+    }
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -1,8 +1,11 @@
-"""Distillers: a student, a teacher, and the losses between them."""
+"""Distillers: a student, a teacher, and the losses between them.
 
-from mdistiller.registry import Registry
+A method is one file: a :class:`Distiller` with its ``settings``, registered under the name that
+DISTILLER.TYPE takes. Its cross-batch form CROSSBATCH_<NAME> comes with it.
+"""
 
-from ._base import Distiller, Vanilla
+from ._base import Distiller
+from ._registry import distiller_dict
 from .AT import AT
 from .CRD import CRD
 from .crossbatch import CrossBatchDistiller
@@ -16,28 +19,8 @@ from .PKT import PKT
 from .ReviewKD import ReviewKD
 from .RKD import RKD
 from .SP import SP
+from .Vanilla import Vanilla
 from .VID import VID
-
-distiller_dict = Registry("distiller")
-distiller_dict.update(
-    NONE=Vanilla,
-    KD=KD,
-    AT=AT,
-    OFD=OFD,
-    RKD=RKD,
-    FITNET=FitNet,
-    KDSVD=KDSVD,
-    CRD=CRD,
-    NST=NST,
-    PKT=PKT,
-    SP=SP,
-    VID=VID,
-    REVIEWKD=ReviewKD,
-    DKD=DKD,
-)
-
-# After the plain ones, whose order is mdistiller's.
-from . import crossbatch_methods  # noqa: E402, F401
 
 __all__ = ["CRD", "CrossBatchDistiller", "Distiller", "Vanilla", "distiller_dict"]
 __all__ += ["AT", "DKD", "KD", "KDSVD", "NST", "OFD", "PKT", "RKD", "SP", "VID"]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdistiller.config import Config, Settings
+
 
 class Distiller(nn.Module):
     """A student, its teacher, and the losses that train the student.
@@ -29,13 +31,30 @@ class Distiller(nn.Module):
         cfg: the run's configuration; None stands for the defaults.
     """
 
+    # Become the node of the configuration that has the name under which the class is registered.
+    settings: Settings = {}
+
     supervised_losses: tuple[str, ...] = ("loss_ce",)
     distillation_losses: tuple[str, ...] = ("loss_kd",)
+
+    # Whether the method contrasts images (CRD): the loader then draws samples as the node CRD
+    # says, and the constructor takes the number of training images.
+    needs_contrast = False
 
     # Whether each process of a training may see its part of a batch only (torchrun).
     data_parallel = True
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, cfg: Any = None) -> None:
+    @classmethod
+    def check(cls, cfg: Config) -> None:
+        """Refuse settings that cannot work together, before anything is loaded.
+
+        Raises:
+            ConfigError: one line that begins with the key.
+        """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | None, cfg: Config | None = None
+    ) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher
@@ -107,17 +126,3 @@ class Distiller(nn.Module):
         if self.training:
             return self.forward_train(**kwargs)
         return self.forward_test(kwargs["image"])
-
-
-class Vanilla(Distiller):
-    """Plain supervised training without a teacher; its one loss is called ``ce``."""
-
-    supervised_losses = ("ce",)
-    distillation_losses = ()
-
-    def __init__(self, student: nn.Module, teacher: None = None, cfg: Any = None) -> None:
-        super().__init__(student, None, cfg)
-
-    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any):
-        logits, _ = self.student(image)
-        return logits, {"ce": self.cross_entropy(logits, target)}

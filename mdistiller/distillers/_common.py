@@ -10,7 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdistiller.config import Setting
 from mdistiller.errors import ConfigError
+
+
+def loss_weights(**weights: float) -> dict[str, Setting]:
+    """The settings LOSS.CE_WEIGHT, ... with which a method multiplies its losses.
+
+    Args:
+        **weights: defaults; CE_WEIGHT is of the cross-entropy, any other of a distillation loss.
+    """
+    of = {"CE_WEIGHT": "cross-entropy"}
+    return {
+        f"LOSS.{name}": Setting(value, doc=f"weight of the {of.get(name, 'distillation loss')}")
+        for name, value in weights.items()
+    }
 
 
 @contextmanager

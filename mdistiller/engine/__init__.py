@@ -1,6 +1,6 @@
 """Configuration and training."""
 
-from mdistiller.registry import Registry
+from mdistiller.config.registry import MethodRegistry
 
 from .batch import Batch, StepResult
 from .trainers.balancing import (
@@ -15,7 +15,7 @@ from .trainers.dot import CRDDOTTrainer, CRDTrainer, DistillationOrientedTrainer
 from .trainers.multitask import MultitaskTrainer
 from .trainers.replay import ReplayTrainer
 
-trainer_dict = Registry("trainer")
+trainer_dict = MethodRegistry("trainer", "SOLVER.TRAINER", str.upper)
 trainer_dict.update(
     base=BaseTrainer,
     crd=CRDTrainer,

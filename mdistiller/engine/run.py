@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from mdistiller.config.cfg import CFG, experiment_name, show_cfg
+from mdistiller.config import CFG, Config, experiment_name, show_cfg
+from mdistiller.config.cfg import resolved
 from mdistiller.console import say
-from mdistiller.dataset import get_dataset
+from mdistiller.dataset import build_model, get_dataset, load_teacher
 from mdistiller.device import resolve_device
-from mdistiller.distillers import CRD, Distiller, distiller_dict
-from mdistiller.models.teachers import build_model, load_teacher
+from mdistiller.distillers import Distiller, distiller_dict
 from mdistiller.seeding import derive_seed, seed_everything
 
 from . import trainer_dict
@@ -25,19 +25,19 @@ from .trainers.base import BaseTrainer
 
 
 def assemble_distiller(
-    cfg: Any, student: nn.Module, teacher: nn.Module | None, num_data: int
+    cfg: Config, student: nn.Module, teacher: nn.Module | None, num_data: int
 ) -> Distiller:
     """The distiller ``cfg.DISTILLER.TYPE`` over networks that exist.
 
     Args:
-        num_data: size of the training set (for CRD's memory bank).
+        num_data: size of the training set (for a method that contrasts images).
     """
     cls = distiller_dict[cfg.DISTILLER.TYPE]
     arguments = (student, teacher, cfg)
-    return cls(*arguments, num_data) if issubclass(cls, CRD) else cls(*arguments)
+    return cls(*arguments, num_data) if cls.needs_contrast else cls(*arguments)
 
 
-def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
+def build_distiller(cfg: Config, num_classes: int, num_data: int) -> Distiller:
     """Student, teacher and losses of ``cfg``, with the initial weights of EXPERIMENT.SEED.
 
     The student's initial weights depend on the seed and its architecture alone, so that runs
@@ -45,7 +45,7 @@ def build_distiller(cfg: Any, num_classes: int, num_data: int) -> Distiller:
 
     Args:
         num_classes: classes of the data set.
-        num_data: size of the training set (for CRD's memory bank).
+        num_data: size of the training set (for a method that contrasts images).
     """
     teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
@@ -70,7 +70,7 @@ class Known:
 
 
 def build_trainer(
-    cfg: Any, opts: list[str] | tuple[str, ...] = (), known: Known | None = None
+    cfg: Config, opts: list[str] | tuple[str, ...] = (), known: Known | None = None
 ) -> BaseTrainer:
     """Everything that a run needs, from a configuration.
 
@@ -83,6 +83,7 @@ def build_trainer(
     Raises:
         ConfigError, DataError, CheckpointError: one line on what is wrong and what to do.
     """
+    cfg = resolved(cfg)
     check_config(cfg)
     if cfg.SOLVER.DETERMINISTIC:
         use_deterministic_algorithms()
@@ -108,7 +109,7 @@ def build_trainer(
 
 
 def run_training(
-    cfg: Any,
+    cfg: Config,
     opts: list[str] | tuple[str, ...] = (),
     resume: bool = False,
     allow_changes: bool = False,

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mdistiller.console import say
+from mdistiller.dataset import build_model, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.errors import ConfigError
-from mdistiller.models.teachers import PUBLISHED_TOP1, build_model, load_teacher
+from mdistiller.models import PUBLISHED_TOP1
 from mdistiller.seeding import derive_seed, generator, seed_everything
 
 from .meters import validate

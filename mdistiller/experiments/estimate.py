@@ -20,11 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdistiller.dataset import validates_on_heldout
+from mdistiller.dataset import build_model, image_size, validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.listing import count_macs
-from mdistiller.models import build_model
-from mdistiller.models.teachers import image_size
 
 from .job import Job
 

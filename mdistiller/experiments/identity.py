@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from mdistiller.config.cfg import CFG, PLACES, used_groups
+from mdistiller.config import CFG, used_groups
+from mdistiller.config.names import affects_result
 
 # Files that a run reads: of their paths counts what they are, not where they lie.
 FILES = ("DISTILLER.TEACHER_CKPT", "REPLAY.FILE")
@@ -30,7 +31,7 @@ def settings_of(cfg: Any) -> dict[str, Any]:
     found = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in used_groups(cfg).leaves().items()
-        if (key not in PLACES or key in FILES) and not key.startswith("LOG.")
+        if affects_result(key) or key in FILES
     }
     for key in FILES:
         if key in found:

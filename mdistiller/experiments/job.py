@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import mdistiller
-from mdistiller.config.cfg import CFG, PLACES, experiment_name, load_cfg, used_groups
+from mdistiller.config import Config, experiment_name, load_cfg, used_groups
+from mdistiller.config.names import hash_of, identity_settings, relevant
 from mdistiller.engine.rundir.lock import is_locked
 from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.errors import ConfigError
@@ -21,62 +21,22 @@ LOG_LINES = 8
 PARENT = "PARENT"
 STATES = ("done", "running", "failed", "waiting")
 
-# Files of which the name of their folder, made of another run's identity, counts.
-_FILES = ("DISTILLER.TEACHER_CKPT", "REPLAY.FILE")
 _LOG_RULE = "---- process started"
 
 
-def identity(cfg: Any) -> dict[str, Any]:
-    """:func:`identity_of` a configuration."""
-    return identity_of(used_groups(cfg).leaves())
+__all__ = ["Job", "hash_of", "identity", "identity_hash", "identity_of", "relevant"]
+
+identity_of = identity_settings
 
 
-def identity_of(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The settings on which the result of a run depends, by dotted key.
-
-    Values at their defaults are left out, so that a key that a later version adds does not make
-    every earlier run another one. Of the teacher's file its last folder and its name count (a
-    planned teacher's folder is named by its own identity), not where that folder lies; likewise
-    of the file with the weights to replay.
-
-    Args:
-        leaves: all settings that a run uses, by dotted key; sequences as tuples or lists.
-    """
-    defaults = CFG.leaves()
-    return {
-        key: value
-        for key, value in relevant(leaves).items()
-        if key not in defaults or value != _plain(defaults[key])
-    }
+def identity(cfg: Config) -> dict[str, Any]:
+    """The settings behind :func:`mdistiller.config.identity`."""
+    return identity_settings(used_groups(cfg).leaves())
 
 
-def relevant(leaves: dict[str, Any]) -> dict[str, Any]:
-    """As :func:`identity_of`, with the values that are at their defaults."""
-    found = {
-        key: _plain(value)
-        for key, value in leaves.items()
-        if (key not in PLACES or key in _FILES) and not key.startswith("LOG.")
-    }
-    for key in _FILES:
-        if key in found:
-            found[key] = "/".join(Path(found[key]).parts[-2:])
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def identity_hash(cfg: Any) -> str:
-    """:func:`hash_of` a configuration's identity."""
+def identity_hash(cfg: Config) -> str:
+    """:func:`mdistiller.config.identity`."""
     return hash_of(identity(cfg))
-
-
-def hash_of(identity: dict[str, Any]) -> str:
-    """Eight hexadecimal digits of SHA-256."""
-    text = json.dumps(identity, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

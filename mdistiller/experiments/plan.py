@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mdistiller.config.cfg import load_cfg
+from mdistiller.config import load_cfg
+from mdistiller.dataset import registered_checkpoint
 from mdistiller.engine.check import check_config
 from mdistiller.errors import CheckpointError, ConfigError
-from mdistiller.models.teachers import registered_checkpoint
 from mdistiller.seeding import derive_seed
 
 from .job import Job, identity_hash

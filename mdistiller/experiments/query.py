@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mdistiller.config.cfg import load_cfg
+from mdistiller.config import load_cfg
 from mdistiller.errors import ConfigError
 from mdistiller.seeding import derive_seed
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mdistiller.config.cfg import PLACES
+from mdistiller.config.names import affects_result
 
 from .identity import FILES, hash_of
 
@@ -119,7 +119,7 @@ def without_places(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         word
         for key, value in pairs
-        if (key not in PLACES or key in FILES) and not key.startswith("LOG.")
+        if affects_result(key) or key in FILES
         for word in (key, portable(value))
     )
 

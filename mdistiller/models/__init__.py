@@ -8,23 +8,13 @@ the MobileNetV2 have none) and ``pooled_feat`` (the classifier's input).
 from .checkpoints import load_weights, read_checkpoint, read_state_dict
 from .cifar import cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict
-from .teachers import (
-    PUBLISHED_TOP1,
-    build_model,
-    image_size,
-    load_teacher,
-    model_dict_for,
-)
+from .teachers import PUBLISHED_TOP1
 
 __all__ = [
     "PUBLISHED_TOP1",
-    "build_model",
     "cifar_model_dict",
-    "image_size",
     "imagenet_model_dict",
-    "load_teacher",
     "load_weights",
-    "model_dict_for",
     "read_checkpoint",
     "read_state_dict",
     "tiny_imagenet_model_dict",

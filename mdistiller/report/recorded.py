@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdistiller.config.cfg import PLACES
+from mdistiller.config.names import affects_result
 from mdistiller.errors import DataError
 from mdistiller.experiments.job import hash_of, identity_of
 from mdistiller.experiments.plan_file import whole_table
@@ -94,7 +94,7 @@ def settings_id(record: dict[str, Any]) -> str:
 def _overrides(record: dict[str, Any]) -> dict[str, str]:
     given = record["overrides"]
     pairs = dict(zip(given[0::2], given[1::2], strict=True))
-    return {k: v for k, v in pairs.items() if k not in PLACES and not k.startswith("LOG.")}
+    return {k: v for k, v in pairs.items() if affects_result(k)}
 
 
 def _other(name: str, records: Records) -> str:

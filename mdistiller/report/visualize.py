@@ -21,11 +21,10 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from mdistiller.dataset import Loader, get_dataset
+from mdistiller.dataset import Loader, get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.engine.check import check_config
 from mdistiller.errors import CheckpointError, ConfigError, DataError, MdistillerError
-from mdistiller.models import load_teacher
 from mdistiller.seeding import derive_seed, generator
 
 from .palette import COLOURS, SCALE

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdistiller.config.cfg import dump_cfg
+from mdistiller.config import dump_cfg
 
 from .events import ScalarWriter
 from .files import appending_to, write_text

@@ -8,21 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdistiller.config.cfg import CFG, PLACES, used_groups
+from mdistiller.config import CFG, Config, used_groups
+from mdistiller.config.names import affects_result
 from mdistiller.errors import CheckpointError, ConfigError
 
 
-def relevant_config(cfg: Any, processes: int = 1) -> dict[str, Any]:
+def relevant_config(cfg: Config, processes: int = 1) -> dict[str, Any]:
     """What the result of a run depends on: keys of ``cfg`` by their dotted names, and PROCESSES.
 
     Args:
         processes: how many train together (torchrun).
     """
-    keys = {
-        key: value
-        for key, value in used_groups(cfg).leaves().items()
-        if key not in PLACES and not key.startswith("LOG.")
-    }
+    keys = {key: value for key, value in used_groups(cfg).leaves().items() if affects_result(key)}
     return {**keys, "PROCESSES": processes}
 
 
@@ -55,7 +52,7 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], allow: bool) -> lis
     return changes
 
 
-def teacher_reference(cfg: Any, teacher: nn.Module | None) -> dict[str, str] | None:
+def teacher_reference(cfg: Config, teacher: nn.Module | None) -> dict[str, str] | None:
     """Name, file and SHA-256 of the weights of a run's teacher; None without one."""
     if teacher is None:
         return None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mdistiller.config import Config, Setting, fraction, not_negative, positive
 from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import (
@@ -29,6 +30,10 @@ class GradNormTrainer(PairTrainer):
     The gradient norms are those of all of the student's parameters.
     """
 
+    settings = {
+        "ALPHA": Setting(1.5, not_negative, "strength with which training rates are equalised"),
+        "LR": Setting(0.025, positive, "learning rate of the weights"),
+    }
     diagnostics_name = "gradnorm"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +60,9 @@ class GradientCosineTrainer(PairTrainer):
     Both gradients are of the same batch (arXiv:1812.02224): the ablation without a second one.
     """
 
+    settings = {
+        "WEIGHTED": Setting(False, doc="multiply by the cosine instead of by 1"),
+    }
     diagnostics_name = "gradient_cosine"
 
     def combine(
@@ -111,9 +119,10 @@ class UncertaintyTrainer(WeightedSumTrainer):
     UNCERTAINTY.LR and follows the schedule of SOLVER.LR, and without weight decay.
     """
 
+    settings = {"LR": Setting(0.01, positive, "learning rate of the log variances")}
     diagnostics_name = "uncertainty"
 
-    def init_optimizer(self, cfg: Any) -> Optimizer:
+    def init_optimizer(self, cfg: Config) -> Optimizer:
         optimizer = super().init_optimizer(cfg)
         self.log_variances = nn.Parameter(torch.zeros(2, device=self.device))
         optimizer.add_param_group(
@@ -146,7 +155,20 @@ class DistillDecayTrainer(WeightedSumTrainer):
     weights have moved from where they start (docs/weightings.md).
     """
 
+    settings = {
+        "START": Setting(0.5, fraction, "where the decay starts, as a part of the training"),
+        "END": Setting(0.75, fraction, "where it ends"),
+        "CE_FROM": Setting(0.0, not_negative, "supervised weight before; 0: the method's own"),
+        "CE_TO": Setting(1.0, not_negative, "supervised weight after"),
+        "KD_FROM": Setting(0.9, positive, "distillation weight before"),
+        "KD_TO": Setting(0.0, not_negative, "distillation weight after, without BETA"),
+        "BETA": Setting(0.1, not_negative, "what is left of the teacher after the decay"),
+    }
     diagnostics_name = "distill_decay"
+
+    @classmethod
+    def check(cls, cfg: Config) -> None:
+        build_schedule(cfg)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -158,7 +180,7 @@ class DistillDecayTrainer(WeightedSumTrainer):
         return torch.stack([torch.full_like(losses[0], factor) for factor in factors])
 
 
-def build_schedule(cfg: Any) -> DecaySchedule:
+def build_schedule(cfg: Config) -> DecaySchedule:
     """The schedule of ``cfg.DISTILL_DECAY``, CE_FROM 0 replaced by the method's own weight.
 
     Raises:
@@ -179,7 +201,7 @@ def build_schedule(cfg: Any) -> DecaySchedule:
         raise ConfigError(f"DISTILL_DECAY.{name.upper()} {rest}") from None
 
 
-def supervised_weight(cfg: Any) -> float:
+def supervised_weight(cfg: Config) -> float:
     """The configured weight of the method's supervised loss; 1 where it has no such key."""
     node = cfg.get(cfg.DISTILLER.TYPE, {})
     for holder in (node.get("LOSS", {}), node):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mdistiller.config import Config, Settings
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
 from mdistiller.engine.batch import Batch, DeviceTransform, StepResult, epoch_of, to_device
@@ -39,6 +40,9 @@ class BaseTrainer:
         extra_results: further entries of ``result.json``.
     """
 
+    # Become the node of the configuration that has the name under which the class is registered.
+    settings: Settings = {}
+
     # Written to the logs below this name, e.g. "crossbatch".
     diagnostics_name = "diagnostics"
 
@@ -54,7 +58,7 @@ class BaseTrainer:
         distiller: Distiller,
         train_loader: Iterable,
         val_loader: Iterable,
-        cfg: Any,
+        cfg: Config,
     ) -> None:
         self.cfg = cfg
         self.device = resolve_device(cfg.SOLVER.DEVICE)
@@ -69,7 +73,17 @@ class BaseTrainer:
 
     # ---- what a method may replace -------------------------------------------------------
 
-    def init_optimizer(self, cfg: Any) -> Optimizer:
+    @classmethod
+    def check(cls, cfg: Config) -> None:
+        """Refuse what cannot work, before anything is loaded.
+
+        The rules of single settings have been checked.
+
+        Raises:
+            ConfigError: one line that begins with the key.
+        """
+
+    def init_optimizer(self, cfg: Config) -> Optimizer:
         return build_optimizer(self.distiller.get_learnable_parameters(), cfg)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mdistiller.config import (
+    Config,
+    Rule,
+    Setting,
+    at_least_one,
+    below_one,
+    not_negative,
+    one_of,
+    positive,
+)
 from mdistiller.console import say
-from mdistiller.distillers import CrossBatchDistiller
+from mdistiller.distillers import Distiller
+from mdistiller.distillers.crossbatch import reference_loss
 from mdistiller.engine.batch import Batch, StepResult, epoch_of
 from mdistiller.engine.runtime.distributed import fraction_of
 from mdistiller.errors import ConfigError
-from mdistiller.weighting import CrossBatchWeighting, combined_norms, gramian
+from mdistiller.weighting import READINGS, STEPS, CrossBatchWeighting, combined_norms, gramian
 
 from .base import BaseTrainer
 from .gradients import GradientRows
@@ -38,35 +50,77 @@ class CrossBatchTrainer(BaseTrainer):
 
     Args:
         experiment_name, distiller, train_loader, val_loader, cfg: as for
-            :class:`~mdistiller.engine.trainer.BaseTrainer`; the distiller must be a
-            :class:`~mdistiller.distillers.CrossBatchDistiller`.
+            :class:`~mdistiller.engine.trainer.BaseTrainer`; of two losses. A
+            :class:`~mdistiller.distillers.CrossBatchDistiller` has a reference loss of its own.
         auxiliary_loader: yields the auxiliary batches; None takes an independently shuffled
             stream of the training set from ``train_loader.stream("auxiliary", batch_size)``, or
             with CROSSBATCH.REFERENCE holdout one of the held-out images, in the same way, from
             ``train_loader.heldout_stream``.
 
     Raises:
-        ConfigError: the distiller is no cross-batch one, or there is no auxiliary stream.
+        ConfigError: there is no auxiliary stream.
     """
 
+    settings = {
+        "READING": Setting("align", one_of(*READINGS), "how the weights are solved for"),
+        "ALPHA": Setting(1.0, not_negative, "strength of the correction, Eq. 10", first=0.5),
+        "RIDGE": Setting(0.0, not_negative, "draws the weights to 1/2 (orthogonal)"),
+        "STABILIZE": Setting(True, doc="Eq. 10-11; False: the update of Eq. 9 itself"),
+        "PREFER": Setting(
+            "ce", one_of("ce", "kd"), "the loss of weight 1, where STABILIZE is False"
+        ),
+        "MAX_RATIO": Setting(10.0, positive, "largest weight of the other loss there"),
+        "RESCALE": Setting(
+            0,
+            Rule(lambda v: v in (0, 1, 2), "0, 1 or 2"),
+            "1: divide by 1 + ALPHA^2; 2: by 1 + ALPHA",
+        ),
+        "EMA": Setting(
+            0.0, below_one, "decay of the moving average; 0: none, with regression 0.99"
+        ),
+        "STEP": Setting("paper", one_of(*STEPS), "how long the update is"),
+        "THETA": Setting(
+            "student", one_of(*THETAS), "shared: only the parameters that both losses reach"
+        ),
+        "REFERENCE": Setting(
+            "fresh", one_of(*REFERENCES), "where the reference gradient comes from"
+        ),
+        "PERIOD": Setting(1, at_least_one, "solve in every so many steps only"),
+        "BATCH_SIZE": Setting(0, not_negative, "of the auxiliary batch; 0: SOLVER.BATCH_SIZE"),
+    }
     diagnostics_name = "crossbatch"
     needs_distillation_loss = True
     data_parallel = True
 
+    @classmethod
+    def check(cls, cfg: Config) -> None:
+        build_weighting(cfg)
+        node = cfg.CROSSBATCH
+        if node.REFERENCE == "none" and node.READING != "printed":
+            raise ConfigError(
+                "CROSSBATCH.REFERENCE none works only with CROSSBATCH.READING printed, "
+                f"not {node.READING}, which depends on the reference gradient"
+            )
+        if node.REFERENCE == "holdout" and not cfg.DATASET.HOLDOUT:
+            raise ConfigError(
+                "CROSSBATCH.REFERENCE holdout needs training images that are held out, but "
+                "DATASET.HOLDOUT is 0; set that to their number"
+            )
+        if node.REFERENCE == "holdout" and cfg.DATASET.TRAIN_ON_HOLDOUT:
+            raise ConfigError(
+                "DATASET.TRAIN_ON_HOLDOUT trains on the images that CROSSBATCH.REFERENCE holdout "
+                "keeps from the student; set it to False"
+            )
+
     def __init__(
         self,
         experiment_name: str,
-        distiller: CrossBatchDistiller,
+        distiller: Distiller,
         train_loader: Iterable,
         val_loader: Iterable,
-        cfg: Any,
+        cfg: Config,
         auxiliary_loader: Iterable | None = None,
     ) -> None:
-        if not isinstance(distiller, CrossBatchDistiller):
-            raise ConfigError(
-                "SOLVER.TRAINER crossbatch needs a cross-batch distiller, "
-                f"not {type(distiller).__name__}; set DISTILLER.TYPE to CROSSBATCH_<NAME>"
-            )
         super().__init__(experiment_name, distiller, train_loader, val_loader, cfg)
         node = cfg.CROSSBATCH
         self.weighting = build_weighting(cfg)
@@ -84,6 +138,8 @@ class CrossBatchTrainer(BaseTrainer):
         # Of each of the student's parameters, whether both losses reach it; None: not known yet.
         self._shared: list[bool] | None = None
         self._weights: tuple[Tensor, Tensor] | None = None
+        own = partial(reference_loss, distiller.student)
+        self._reference_loss = getattr(distiller, "reference_loss", own)
 
     def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
         super().share_streams(share)
@@ -113,7 +169,7 @@ class CrossBatchTrainer(BaseTrainer):
     def backward(self, batch: Batch, epoch: int) -> StepResult:
         if (auxiliary := batch.auxiliary) is not None:
             # Before the graph of the current batch exists: the two never share the memory.
-            reference = self.distiller.reference_loss(auxiliary.image, auxiliary.target)
+            reference = self._reference_loss(auxiliary.image, auxiliary.target)
             self._gradients.write(REF, auxiliary.scaled(reference), extra=False)
         logits, losses = self.distiller(**batch.inputs(epoch))
         supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
@@ -202,7 +258,7 @@ class CrossBatchTrainer(BaseTrainer):
             row.copy_(previous)
 
 
-def build_weighting(cfg: Any) -> CrossBatchWeighting:
+def build_weighting(cfg: Config) -> CrossBatchWeighting:
     """The weighting that ``cfg.CROSSBATCH`` describes.
 
     Raises:

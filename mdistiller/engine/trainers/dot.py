@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mdistiller.config import Config
 from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.errors import ConfigError
 
@@ -101,26 +102,30 @@ class DOTTrainer(BaseTrainer):
     needs_distillation_loss = True
     data_parallel = True
 
-    def init_optimizer(self, cfg: Any) -> Optimizer:
+    @classmethod
+    def check(cls, cfg: Config) -> None:
         solver = cfg.SOLVER
         if solver.TYPE != "SGD" or solver.NESTEROV:
             raise ConfigError(
                 f"SOLVER.TRAINER {solver.TRAINER} has its own optimizer: "
                 "set SOLVER.TYPE SGD and SOLVER.NESTEROV False"
             )
-        try:
-            return DistillationOrientedTrainer(
-                self.distiller.get_learnable_parameters(),
-                lr=solver.LR,
-                momentum=solver.MOMENTUM - solver.DOT.DELTA,
-                momentum_kd=solver.MOMENTUM + solver.DOT.DELTA,
-                weight_decay=solver.WEIGHT_DECAY,
-            )
-        except ValueError as error:
+        momenta = (solver.MOMENTUM - solver.DOT.DELTA, solver.MOMENTUM + solver.DOT.DELTA)
+        if not all(0 <= m < 1 for m in momenta):
             raise ConfigError(
                 f"SOLVER.DOT.DELTA {solver.DOT.DELTA} does not fit SOLVER.MOMENTUM "
-                f"{solver.MOMENTUM}: {error}"
-            ) from None
+                f"{solver.MOMENTUM}: both momenta must be in [0, 1), not {momenta}"
+            )
+
+    def init_optimizer(self, cfg: Config) -> Optimizer:
+        solver = cfg.SOLVER
+        return DistillationOrientedTrainer(
+            self.distiller.get_learnable_parameters(),
+            lr=solver.LR,
+            momentum=solver.MOMENTUM - solver.DOT.DELTA,
+            momentum_kd=solver.MOMENTUM + solver.DOT.DELTA,
+            weight_decay=solver.WEIGHT_DECAY,
+        )
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
         logits, losses = self.distiller(**batch.inputs(epoch))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mdistiller.config import Config, Setting
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import PairAggregator
 from mdistiller.weighting.aggregators import parse_arguments
@@ -23,7 +24,15 @@ class MultitaskTrainer(PairTrainer):
         ConfigError: see :func:`build_aggregator`.
     """
 
+    settings = {
+        "METHOD": Setting("MGDA", doc="a method of the torchjd package"),
+        "PARAMS": Setting("", doc="its arguments, name=value, ..."),
+    }
     diagnostics_name = "multitask"
+
+    @classmethod
+    def check(cls, cfg: Config) -> None:
+        build_aggregator(cfg)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

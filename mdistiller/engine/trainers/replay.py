@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mdistiller.config import Config, Setting
 from mdistiller.engine.rundir.records import read_lines
 from mdistiller.errors import CheckpointError, ConfigError
 from mdistiller.seeding import generator
@@ -27,7 +28,20 @@ class ReplayTrainer(WeightedSumTrainer):
         ConfigError: the file is missing or damaged, or is of a run with more or fewer steps.
     """
 
+    settings = {
+        "FILE": Setting(
+            "",
+            doc="the weights.jsonl of the run to replay",
+            affects_result=False,
+            kind="input",
+        ),
+        "SHUFFLE": Setting(False, doc="in an order drawn from EXPERIMENT.SEED"),
+    }
     diagnostics_name = "replay"
+
+    @classmethod
+    def check(cls, cfg: Config) -> None:
+        read_weights(cfg.REPLAY.FILE)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

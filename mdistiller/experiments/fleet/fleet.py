@@ -14,9 +14,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from mdistiller.config.cfg import experiment_name, show_cfg
+from mdistiller.config import experiment_name, show_cfg
 from mdistiller.console import say
-from mdistiller.dataset import CONTRASTIVE_DISTILLERS
+from mdistiller.dataset import contrastive_settings
 from mdistiller.engine.loop import Loop, Position
 from mdistiller.engine.run import Known, build_trainer, say_result
 from mdistiller.engine.runtime.determinism import name_nondeterministic
@@ -44,7 +44,7 @@ def fleet_settings(cfg: Any) -> dict[str, Any]:
     found = {key: value for key, value in leaves.items() if key.startswith("DATASET.")}
     found |= {key: leaves[key] for key in _AGREED}
     has_teacher = cfg.DISTILLER.TYPE != "NONE"
-    contrasts = cfg.DISTILLER.TYPE in CONTRASTIVE_DISTILLERS
+    contrasts = contrastive_settings(cfg) is not None
     found |= {key: leaves[key] if has_teacher else None for key in _TEACHER}
     return found | {key: leaves[key] if contrasts else None for key in _CONTRAST}
 

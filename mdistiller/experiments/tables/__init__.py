@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mdistiller.config.cfg import load_cfg
+from mdistiller.config import load_cfg
 
 from . import layouts
 from . import study as study_layouts

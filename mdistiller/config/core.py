@@ -1,0 +1,184 @@
+"""The settings that every run has, by group. Methods declare their own on their classes."""
+
+from __future__ import annotations
+
+from .setting import (
+    Rule,
+    Setting,
+    Settings,
+    ascending_epochs,
+    at_least_one,
+    below_one,
+    not_negative,
+    one_of,
+    positive,
+)
+
+# Leaves room for what a run puts beside its folder (".failed.json") in 255 bytes.
+_LONGEST_NAME = 200
+
+
+def _names_a_folder(text: str) -> bool:
+    return (
+        text not in (".", "..")
+        and len(text.encode()) <= _LONGEST_NAME
+        and (not text or text.isprintable())
+    )
+
+
+_folder = Rule(_names_a_folder, f"the name of a folder (no .., at most {_LONGEST_NAME} bytes)")
+_project = Rule(
+    lambda v: bool(v) and not v.startswith("/") and all(map(_names_a_folder, v.split("/"))),
+    f"the name of a folder (not empty, no .., at most {_LONGEST_NAME} bytes)",
+)
+
+CORE: dict[str, Settings] = {
+    "EXPERIMENT": {
+        "PROJECT": Setting("distill", _project, "folder below LOG.PREFIX", False),
+        "NAME": Setting(
+            "", _folder, "the run's folder; empty: TAG and what the command line changes", False
+        ),
+        "TAG": Setting("default", _folder, "short name of the configuration", False),
+        "SEED": Setting(0, not_negative, "every random stream of the run derives from it"),
+        "IMPORTS": Setting(
+            [],
+            doc="Python files or modules with methods, trainers or data sets of your own; files "
+            "are looked for beside the YAML file, then in the current folder",
+            affects_result=False,
+            kind="texts",
+        ),
+    },
+    "DATASET": {
+        "TYPE": Setting("cifar100", doc="see `python tools/train.py --list`"),
+        "ROOT": Setting(
+            "./data",
+            doc="where data sets lie and are downloaded to",
+            affects_result=False,
+            kind="path",
+        ),
+        "NUM_WORKERS": Setting(
+            2,
+            not_negative,
+            "processes that decode images in folders; sets in memory use none",
+            False,
+        ),
+        "SKIP_BROKEN": Setting(
+            False,
+            doc="of images in folders: decode all once at the start and leave out, with a "
+            "warning, those that cannot be read; False: the first one met stops the run",
+        ),
+        "SUBSET": Setting(
+            0,
+            not_negative,
+            "train on so many images only, of each class as many as of any other if there are "
+            "enough; the same ones in every run, whatever EXPERIMENT.SEED is; 0: on all",
+        ),
+        "SUBSET_SEED": Setting(0, not_negative, "which images SUBSET and HOLDOUT choose"),
+        "HOLDOUT": Setting(
+            0,
+            not_negative,
+            "hold out so many training images, as evenly, and validate on them **instead of the "
+            "test images**: for choosing hyperparameters, see below; 0: none. Also what "
+            "`CROSSBATCH.REFERENCE holdout` takes its batches from",
+        ),
+        "VALIDATE": Setting(
+            "auto",
+            one_of("auto", "test"),
+            "auto: on the held-out images if there are any; test: on the test images all the same",
+        ),
+        "TRAIN_ON_HOLDOUT": Setting(
+            False, doc="train on the held-out images, too, as a study of their use needs it"
+        ),
+        "LABEL_NOISE": Setting(
+            0.0, below_one, "each training label is wrong with this probability, for studies"
+        ),
+        "LABEL_NOISE_KIND": Setting(
+            "symmetric",
+            one_of("symmetric", "pair"),
+            "symmetric: any other class; pair: the next one",
+        ),
+        "TEST.BATCH_SIZE": Setting(64, at_least_one, "images at a time in validation"),
+    },
+    "DISTILLER": {
+        "TYPE": Setting("NONE", doc="the method; NONE: no teacher"),
+        "TEACHER": Setting("ResNet50", doc="a network that fits the data set"),
+        "STUDENT": Setting("resnet32", doc="a network that fits the data set"),
+        "TEACHER_CKPT": Setting(
+            "",
+            doc="the teacher's file; empty: the registry's path, see "
+            "`python tools/train.py --list`",
+            affects_result=False,
+            kind="input",
+        ),
+        "TEACHER_FAULT": Setting(
+            "none",
+            one_of("none", "permute", "random"),
+            "for studies: permute the teacher's classes, or give it random weights",
+        ),
+    },
+    "SOLVER": {
+        "TRAINER": Setting("base", doc="how the losses become gradients"),
+        "BATCH_SIZE": Setting(64, at_least_one, "images at a time in training"),
+        "EPOCHS": Setting(240, at_least_one, "passes over the training images"),
+        "LR": Setting(0.05, positive, "learning rate"),
+        "LR_DECAY_STAGES": Setting(
+            [150, 180, 210], ascending_epochs, "epochs after which the learning rate decays"
+        ),
+        "LR_DECAY_RATE": Setting(0.1, positive, "factor at each of LR_DECAY_STAGES"),
+        "WEIGHT_DECAY": Setting(0.0001, not_negative, "L2 penalty"),
+        "MOMENTUM": Setting(0.9, below_one, "of SGD; beta_1 of AdamW"),
+        "TYPE": Setting("SGD", doc="optimizer: SGD or AdamW"),
+        "DOT.DELTA": Setting(
+            0.075,
+            doc="trainer dot: MOMENTUM less this for the task, plus this for distillation",
+        ),
+        "DEVICE": Setting(
+            "auto", doc="auto: cuda, then mps, then cpu; or the device's name", affects_result=False
+        ),
+        "DETERMINISTIC": Setting(
+            False,
+            doc="deterministic algorithms only (`--deterministic`), see [trust](trust.md)",
+        ),
+        "NESTEROV": Setting(False, doc="for SOLVER.TYPE SGD"),
+        "SCHEDULE": Setting(
+            "step",
+            one_of("step", "cosine"),
+            "step: times LR_DECAY_RATE after each of LR_DECAY_STAGES; cosine: towards 0",
+        ),
+        "WARMUP_EPOCHS": Setting(0, not_negative, "linear warm-up, from LR / WARMUP_EPOCHS"),
+        "LABEL_SMOOTHING": Setting(
+            0.0, below_one, "of the supervised cross-entropy; never of the reference loss"
+        ),
+        "AMP": Setting(
+            "off", doc="bf16: the networks in bfloat16, see [performance](performance.md)"
+        ),
+        "CHANNELS_LAST": Setting(True, doc="memory layout, see [performance](performance.md)"),
+        "FOLD_TEACHER": Setting(
+            True, doc="the teacher's BatchNorms merged, see [performance](performance.md)"
+        ),
+        "COMPILE": Setting(False, doc="compile the teacher, see [performance](performance.md)"),
+    },
+    "LOG": {
+        "TENSORBOARD_FREQ": Setting(500, at_least_one, "steps between TensorBoard scalars", False),
+        "SAVE_CHECKPOINT_FREQ": Setting(
+            40, at_least_one, "epochs between numbered checkpoints", False
+        ),
+        "SAVE_EVERY_STEPS": Setting(
+            0,
+            not_negative,
+            "also save after every so many steps of an epoch, see [trust](trust.md); 0: after "
+            "epochs only",
+            False,
+        ),
+        "WEIGHTS": Setting(
+            False,
+            doc="of trainers that weight the losses: the weights of every step in `weights.jsonl`, "
+            "see [method](method.md)",
+            affects_result=False,
+        ),
+        "PREFIX": Setting(
+            "./output", doc="where runs are written", affects_result=False, kind="path"
+        ),
+        "WANDB": Setting(False, doc="report to Weights & Biases, too", affects_result=False),
+    },
+}
