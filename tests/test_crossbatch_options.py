@@ -219,8 +219,8 @@ def test_a_loss_that_begins_later_is_waited_for(tmp_path, capsys):
         tmp_path, *SHARED, "CROSSBATCH.REFERENCE", "previous", distiller=LateHint
     )
     trainer.train()
-    assert trainer._shared is not None
-    assert sum(trainer._shared) == len(trainer._shared) - 2
+    assert trainer.weighting.shared is not None
+    assert sum(trainer.weighting.shared) == len(trainer.weighting.shared) - 2
     assert capsys.readouterr().out.count("THETA shared") == 1
     assert torch.isfinite(student_vector(trainer.distiller)).all()
 

@@ -1,33 +1,5 @@
-"""A forward pass that leaves a network's buffers alone."""
+"""The former name of :func:`mdistiller.weighting.frozen_statistics`."""
 
-from __future__ import annotations
+from mdistiller.weighting.frozen import frozen_statistics as frozen_buffers
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-
-@contextmanager
-def frozen_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside, ``module`` in train mode normalises by batch statistics but records none.
-
-    BatchNorm layers stop tracking, which costs nothing; any other buffer (an InstanceNorm's,
-    one of a layer of one's own) is put back from a copy afterwards.
-    """
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    covered = {id(b) for m in tracking for b in m.buffers(recurse=False)}
-    others = [b for b in module.buffers() if id(b) not in covered]
-    copies = [b.detach().clone() for b in others]
-    for m in tracking:
-        m.track_running_stats = False
-    try:
-        yield
-    finally:
-        for m in tracking:
-            m.track_running_stats = True
-        with torch.no_grad():
-            for buffer, copy in zip(others, copies, strict=True):
-                buffer.copy_(copy)
+__all__ = ["frozen_buffers"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdistiller.weighting import frozen_statistics
+
 from ._base import Distiller
-from ._frozen import frozen_buffers
 
 
 def reference_loss(student: nn.Module, image: Tensor, target: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def reference_loss(student: nn.Module, image: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar, with a graph to the student's parameters.
     """
-    with frozen_buffers(student):
+    with frozen_statistics(student):
         logits, _ = student(image)
     return F.cross_entropy(logits, target)
 

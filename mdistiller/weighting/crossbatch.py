@@ -23,6 +23,7 @@ from .weights import CrossBatchWeights
 _VANISHED = 1e-6
 
 STEPS = ("paper", "plain", "supervised")
+THETAS = ("student", "shared")
 
 # The regression's average, where no other is asked for: single steps tell it nothing.
 _REGRESSION_EMA = 0.99
@@ -54,6 +55,13 @@ class CrossBatchWeighting:
         step: the update's length. "paper": Eq. 10-11, or Eq. 9 with ``stabilize=False``;
             "plain": along g_w alone, |g| = |g_ce + g_kd|; "supervised": along g_w alone,
             |g| = |g_ce| |u_ce + u_kd| with unit gradients u, whatever the length of g_kd.
+        theta: whose gradients the Gramian is of, to be heeded by who computes it: "student": all
+            parameters; "shared": those that both losses reach, while the others get the plain
+            gradient of the loss that reaches them.
+
+    Attributes:
+        shared: with theta "shared", of each parameter whether both losses reach it, as found in
+            the first step; None before. In the state dict.
 
     Raises:
         ValueError: an argument is outside its range, or does not go with another one.
@@ -75,6 +83,7 @@ class CrossBatchWeighting:
         rescale: int = 0,
         ema: float = 0.0,
         step: str = "paper",
+        theta: str = "student",
     ) -> None:
         _require("reading", reading, reading in READINGS, f"one of {', '.join(READINGS)}")
         _require("prefer", prefer, prefer in ("ce", "kd"), "ce or kd")
@@ -84,6 +93,7 @@ class CrossBatchWeighting:
         _require("max_ratio", max_ratio, _is_number(max_ratio) and max_ratio > 0, "a number > 0")
         _require("ema", ema, _is_number(ema) and 0 <= ema < 1, "a number in [0, 1)")
         _require("step", step, step in STEPS, f"one of {', '.join(STEPS)}")
+        _require("theta", theta, theta in THETAS, f"one of {', '.join(THETAS)}")
         if step != "paper" and (not stabilize or rescale):
             other = "rescale " + str(rescale) if rescale else "stabilize False"
             raise ValueError(
@@ -100,16 +110,22 @@ class CrossBatchWeighting:
         if reading == "regression" and not ema:
             self.ema = _REGRESSION_EMA
         self.step = step
+        self.theta = theta
+        self.shared: list[bool] | None = None
         self._average: Tensor | None = None
         self._steps = 0
 
     def __repr__(self) -> str:
-        names = (n for n in vars(self) if not n.startswith("_"))
+        names = (n for n in vars(self) if not n.startswith("_") and n != "shared")
         return f"CrossBatchWeighting({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
     def state_dict(self) -> dict[str, Any]:
-        """The moving average and its age; for a checkpoint."""
-        return {"average": self._average, "steps": self._steps}
+        """The moving average, its age and the shared parameters; for a checkpoint."""
+        return {"average": self._average, "steps": self._steps, "shared": self.shared}
+
+    def reset(self) -> None:
+        """Forget what earlier steps have left."""
+        self._average, self._steps, self.shared = None, 0, None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; another reading's average is left out."""
@@ -118,6 +134,8 @@ class CrossBatchWeighting:
             average = None
         self._average = average
         self._steps = 0 if average is None else state["steps"]
+        # Checkpoints of earlier versions do not have it.
+        self.shared = state.get("shared") if self.theta == "shared" else None
 
     @property
     def _of_gramian(self) -> bool:
@@ -200,6 +218,9 @@ class CrossBatchWeighting:
             return values
         if self._average is None:
             self._average = torch.zeros_like(values)
+        # A step that overflowed, which a GradScaler is about to skip, leaves the average as it is.
+        usual = self._average.to(values) / (1 - self.ema**self._steps) if self._steps else 0.0
+        values = torch.where(values.isfinite().all(), values, usual)
         self._average = self._average.to(values) * self.ema + values * (1 - self.ema)
         self._steps += 1
         return self._average / (1 - self.ema**self._steps)

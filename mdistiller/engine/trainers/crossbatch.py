@@ -26,7 +26,8 @@ from mdistiller.distillers.crossbatch import reference_loss
 from mdistiller.engine.batch import Batch, StepResult, epoch_of
 from mdistiller.engine.runtime.distributed import fraction_of
 from mdistiller.errors import ConfigError
-from mdistiller.weighting import READINGS, STEPS, CrossBatchWeighting, combined_norms, gramian
+from mdistiller.weighting import READINGS, STEPS, THETAS, CrossBatchWeighting, combined_norms
+from mdistiller.weighting.backward import CE, REF, NothingShared, weigh
 
 from .base import BaseTrainer
 from .gradients import GradientRows
@@ -34,10 +35,6 @@ from .gradients import GradientRows
 AUXILIARY_STREAM = "auxiliary"
 HELDOUT_STREAM = "heldout"
 REFERENCES = ("fresh", "holdout", "previous", "same", "none")
-THETAS = ("student", "shared")
-
-# Rows of the stacked gradients.
-CE, KD, REF = 0, 1, 2
 
 
 class CrossBatchTrainer(BaseTrainer):
@@ -134,9 +131,6 @@ class CrossBatchTrainer(BaseTrainer):
                 self.train_loader, self.reference, node.BATCH_SIZE
             )
         self._gradients = GradientRows(self.distiller, 3)
-        self._theta = node.THETA
-        # Of each of the student's parameters, whether both losses reach it; None: not known yet.
-        self._shared: list[bool] | None = None
         self._weights: tuple[Tensor, Tensor] | None = None
         own = partial(reference_loss, distiller.student)
         self._reference_loss = getattr(distiller, "reference_loss", own)
@@ -192,66 +186,51 @@ class CrossBatchTrainer(BaseTrainer):
     def _step_with_solved_weights(
         self, supervised: Tensor, distillation: Tensor
     ) -> dict[str, Tensor]:
-        first = self._weights is None
-        if self.reference == "previous" and not first:
-            self._gradients.buffer[REF].copy_(self._gradients.buffer[CE])
-        self._gradients.write(CE, supervised, retain_graph=True)
-        self._gradients.write(KD, distillation)
-        if self._theta == "shared" and self._shared is None:
-            self._find_shared()
-        # A reference that is a copy of another row has been summed with that one.
-        self._gradients.reduce(self.world, 3 if self._draws else 2)
+        first, known = self._weights is None, self.weighting.shared is not None
         rows = self._gradients.buffer
-        if self.reference == "same" or (self.reference == "previous" and first):
+        if self.reference == "previous" and not first:
             rows[REF].copy_(rows[CE])
-        products = gramian(rows)
-        solved = self.weighting(products)
+        try:
+            solved, products = weigh(
+                self._gradients,
+                self.weighting,
+                (supervised, distillation),
+                exchange=self.world,
+                # A reference that is a copy of another row has been summed with that one.
+                exchanged=3 if self._draws else 2,
+                same=self.reference == "same" or (self.reference == "previous" and first),
+            )
+        except NothingShared as error:
+            raise ConfigError(f"CROSSBATCH.THETA shared: {error}; leave it at student") from None
+        if self.weighting.shared is not None and not known:
+            self._say_what_is_shared(self.weighting.shared)
         self._weights = (solved.ce, solved.kd)
         weights = torch.stack(self._weights)
-        self._gradients.apply(weights)
         both = torch.stack([torch.ones_like(weights), weights])
         norm_sum, norm_update = combined_norms(products[:2, :2], both).unbind()
         return {**solved.diagnostics, "norm_sum": norm_sum, "norm_update": norm_update}
 
-    def _find_shared(self) -> None:
-        """Keep in theta what both losses have just reached."""
-        reached = [self._gradients.reached(row) for row in (CE, KD)]
-        if not all(map(any, reached)):
-            return  # a loss that is off for some epochs
-        shared = [all(flags) for flags in zip(*reached, strict=True)]
-        if not any(shared):
-            raise ConfigError(
-                "CROSSBATCH.THETA shared: no parameter of the student is reached by both losses, "
-                "so there is nothing to weigh; leave it at student"
-            )
+    def _say_what_is_shared(self, shared: list[bool]) -> None:
         names = [n for n, p in self.distiller.student.named_parameters() if p.requires_grad]
         others = [name for name, both in zip(names, shared, strict=True) if not both]
         say(
             f"CROSSBATCH.THETA shared: both losses reach {sum(shared)} of the student's "
             f"{len(shared)} parameters; the plain gradient goes to {', '.join(others) or 'none'}"
         )
-        self._keep(shared)
-
-    def _keep(self, shared: list[bool]) -> None:
-        self._shared = shared
-        self._gradients.keep(shared)
 
     def extra_state(self) -> dict[str, Any]:
         keep = self.reference == "previous" and self._weights is not None
         return {
             "weights": self._weights,
             "weighting": self.weighting.state_dict(),
-            "shared": self._shared,
             "previous": self._gradients.buffer[CE].clone() if keep else None,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self._weights = state["weights"]
         self.weighting.load_state_dict(state["weighting"])
-        # Checkpoints of earlier versions do not have it.
-        shared = state.get("shared")
-        if shared is not None and self._theta == "shared":
-            self._keep(shared)
+        if self.weighting.shared is not None:
+            self._gradients.keep(self.weighting.shared)
         previous, row = state["previous"], self._gradients.buffer[CE]
         # Of another size, if CROSSBATCH.THETA has been changed.
         if previous is not None and previous.shape == row.shape:
@@ -265,7 +244,7 @@ def build_weighting(cfg: Config) -> CrossBatchWeighting:
         ConfigError: a value of the node is out of its range.
     """
     names = ("READING", "ALPHA", "RIDGE", "STABILIZE", "PREFER", "MAX_RATIO", "RESCALE", "EMA")
-    arguments = {name.lower(): cfg.CROSSBATCH[name] for name in (*names, "STEP")}
+    arguments = {name.lower(): cfg.CROSSBATCH[name] for name in (*names, "STEP", "THETA")}
     try:
         return CrossBatchWeighting(**arguments)
     except ValueError as error:
