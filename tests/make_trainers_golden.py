@@ -29,6 +29,7 @@ LIMITS = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_CBWR": "AVX2",
     },
+    "oneDNN old": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
     "oldest": {
         "ATEN_CPU_CAPABILITY": "default",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -41,11 +42,11 @@ def measure_here() -> None:
     """Train everything in this process and print what came of it as one line of JSON."""
     import torch
 
-    from tests.trainer_cases import CASES, fingerprint, measure, train
+    from tests.trainer_cases import CASES, NOT_STOPPED, fingerprint, measure, train
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        found = {case: measure(train(Path(folder), case)) for case in CASES}
+        found = {case: measure(train(Path(folder), case)) for case in (*CASES, NOT_STOPPED)}
     print(json.dumps({"fingerprint": fingerprint(), "cases": found}))
 
 

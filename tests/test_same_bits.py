@@ -31,27 +31,45 @@ def measured(tmp_path_factory) -> dict[str, Any]:
     return {case: measure(train(prefix, case)) for case in CASES}
 
 
-def differences(case: str, found: dict[str, Any], own: str) -> list[str]:
-    """What of a measured case is not as recorded.
+# Where the processor rounds as none of those recorded, a number may differ by this part of itself
+# (of sums: of the vector's norm), or by this many times what the recorded processors differ by.
+ALLOWED = {"epoch": 1e-4, "weights": 3e-5, "running": 1e-4}
+ALLOWED_SPREADS = 5
+# Losses with large weights on unlike features make much of small differences.
+ILL_CONDITIONED = {f"crossbatch {method}": 20 for method in ("AT", "PKT", "RKD", "FITNET")}
 
-    Where the processor rounds as one of those recorded, the bits must be equal; everywhere the
-    numbers must be within ten times what those differ from each other.
-    """
+
+def differences(case: str, found: dict[str, Any], own: str) -> list[str]:
+    """What of a measured case is not as recorded: bits (for the fingerprint ``own``), numbers."""
     recorded = golden()["cases"][case]
+    assert found["numbers"].keys() == recorded["numbers"].keys()
     wrong = []
     if own in recorded["hashes"] and found["hash"] != recorded["hashes"][own]:
         wrong.append(f"{case}: other bits")
-    assert found["numbers"].keys() == recorded["numbers"].keys()
+    units = {name: unit(recorded["numbers"], name) for name in recorded["numbers"]}
+    allowed = dict(ALLOWED)
     for name, values in recorded["numbers"].items():
-        spread = max(10 * (max(values) - min(values)), 1e-4 * abs(values[0]))
-        if abs(found["numbers"][name] - values[0]) > spread:
+        spread = (max(values) - min(values)) / units[name]
+        times = ILL_CONDITIONED.get(case, ALLOWED_SPREADS)
+        allowed[kind(name)] = max(allowed[kind(name)], times * spread)
+    for name, values in recorded["numbers"].items():
+        if abs(found["numbers"][name] - values[0]) > allowed[kind(name)] * units[name]:
             wrong.append(f"{case}: {name} is {found['numbers'][name]}, not {values[0]}")
     return wrong
 
 
+def kind(name: str) -> str:
+    return name.split()[0]
+
+
+def unit(numbers: dict[str, list[float]], name: str) -> float:
+    norm = name if kind(name) == "epoch" else f"{name.split(' sum')[0].removesuffix(' norm')} norm"
+    return abs(numbers[norm][0])
+
+
 def test_every_trainer_trains_the_recorded_student(measured):
     own = fingerprint()
-    assert measured.keys() == golden()["cases"].keys()
+    assert {*measured, NOT_STOPPED} == golden()["cases"].keys()
     assert [text for case in CASES for text in differences(case, measured[case], own)] == []
 
 
@@ -105,7 +123,10 @@ def test_a_run_of_b53cf89_is_continued_and_its_table_reported(tmp_path):
 
     config = "output/same_bits/stoppedEXPERIMENT.SEED:3/config.yaml"
     run("train.py", "--cfg", config, "--resume", "EXPERIMENT.SEED", 3, cwd=tmp_path)
-    assert differences(NOT_STOPPED, measure(stopped), fingerprint()) == []
+    # The checkpoint is of the processor that was recorded first; only one step is taken here.
+    first = next(iter(golden()["fingerprints"]))
+    own = fingerprint()
+    assert differences(NOT_STOPPED, measure(stopped), own if own == first else "") == []
     # The first epoch is the one of then, to the second that it took.
     assert (stopped / "metrics.jsonl").read_text().startswith(before)
 

@@ -54,7 +54,7 @@ def _cases() -> Iterator[tuple[str, Options]]:
         yield f"{trainer} CRD", ("DISTILLER.TYPE", "CRD", "SOLVER.TRAINER", trainer)
     yield (
         "base KD, AdamW, cosine, warm-up, label smoothing",
-        _weighted("base", "SOLVER.TYPE", "AdamW", "SOLVER.LR", 0.002, "SOLVER.SCHEDULE", "cosine")
+        _weighted("base", "SOLVER.TYPE", "AdamW", "SOLVER.LR", 0.0002, "SOLVER.SCHEDULE", "cosine")
         + ("SOLVER.WARMUP_EPOCHS", 1, "SOLVER.LABEL_SMOOTHING", 0.1),
     )
     yield (
@@ -92,17 +92,17 @@ def _cases() -> Iterator[tuple[str, Options]]:
 
 
 CASES = dict(_cases())
-# With the configuration of the run that was stopped in its last step.
+# The run of OLD_RUN/stopped, had it not been stopped; recorded beside the cases.
 NOT_STOPPED = "old run, not stopped"
-CASES[NOT_STOPPED] = ()
 
 
 def train(prefix: Path, case: str) -> Path:
     """Train ``case`` in this process; returns the run's folder below ``prefix``."""
     name = case.replace(" ", "_")
+    own = CASES.get(case, ())
     options = ("LOG.PREFIX", prefix, "EXPERIMENT.NAME", name, "DISTILLER.TEACHER_CKPT", TEACHER)
     file = OLD_RUN / "stopped" / "config.yaml" if case == NOT_STOPPED else CONFIG
-    cfg = load_cfg(file, [str(x) for x in (*options, *CASES[case])])
+    cfg = load_cfg(file, [str(x) for x in (*options, *own)])
     # Reading scikit-learn's text file takes longer than the training.
     with mock.patch.object(sklearn.datasets, "load_digits", _digits):
         run_training(cfg)
