@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mdistiller.console import SteadyStream, steady_output
@@ -56,3 +59,37 @@ def _status_of(output: SteadyStream) -> int:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` that expands a leading ``~`` in what it reads, as a shell would.
+
+    A shell leaves it in ``--out=~/x``, in quotes, and in arguments that a program passes on.
+    Overrides of the configuration are left to it: only it knows which of them are paths.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(found).items():
+            if isinstance(value, (str, Path)):
+                setattr(found, name, _expanded(value))
+            elif isinstance(value, list) and name not in ("opts", "set"):
+                setattr(found, name, [_expanded(v) for v in value])
+        return found, rest
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """The option of tools that read no configuration, as EXPERIMENT.IMPORTS is in one."""
+    parser.add_argument(
+        "--imports",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="Python files or modules with networks and data sets of your own",
+    )

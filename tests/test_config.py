@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import yaml
 
+from mdistiller.config import Setting, identity, load_cfg, positive, run_names, runs_like
+from mdistiller.config.docs import with_tables
+from mdistiller.config.table import TABLE
+from mdistiller.distillers import KD, CrossBatchDistiller, distiller_dict
+from mdistiller.distillers._registry import DistillerRegistry
 from mdistiller.engine.cfg import CFG, dump_cfg, experiment_name, show_cfg
 from mdistiller.engine.check import check_config
 from mdistiller.errors import ConfigError
@@ -31,16 +37,17 @@ def merged(*opts):
 GOLDEN_DEFAULTS = dict(flatten(golden_json("distillers")["default_config"]))
 
 
-@pytest.mark.parametrize("key", GOLDEN_DEFAULTS)
-def test_default_is_mdistillers(key):
-    value = CFG.leaves()[key]
-    if key == "LOG.WANDB":
-        assert value is False
-        return
-    expected = GOLDEN_DEFAULTS[key]
-    assert (list(value) if isinstance(value, tuple) else value) == expected
-    leaf_type = golden_json("distillers")["default_config_leaf_types"][key]
-    assert type(value).__name__ == leaf_type.partition("[")[0]
+GOLDEN_METHODS = [n for n in golden_json("distillers")["registry_order"] if n != "NONE"]
+
+
+def test_defaults_are_mdistillers():
+    assert CFG.LOG.WANDB is False  # the one that was changed on purpose
+    for key, expected in GOLDEN_DEFAULTS.items():
+        value = CFG.leaves()[key]
+        if key != "LOG.WANDB":
+            assert (list(value) if isinstance(value, tuple) else value) == expected, key
+            leaf_type = golden_json("distillers")["default_config_leaf_types"][key]
+            assert type(value).__name__ == leaf_type.partition("[")[0], key
 
 
 @pytest.mark.parametrize(
@@ -237,8 +244,188 @@ def test_experiment_name_follows_mdistillers_rule():
     assert experiment_name(cfg) == golden["experiment_path"]
 
 
-def test_experiment_name_leaves_out_where_things_lie():
-    opts = ["LOG.PREFIX", "/tmp/x", "DATASET.ROOT", "/data", "EXPERIMENT.SEED", "3"]
-    assert experiment_name(merged(*opts), opts) == "distill/defaultEXPERIMENT.SEED:3"
-    opts = ["EXPERIMENT.NAME", "mine", "SOLVER.LR", "1"]
-    assert experiment_name(merged(*opts), opts) == "distill/mine"
+def loaded(folder, text, *opts):
+    (folder / "c.yaml").write_text(text)
+    return load_cfg(folder / "c.yaml", opts)
+
+
+# ---- YAML ------------------------------------------------------------------------------------
+
+
+def test_text_is_kept_as_it_is_written(tmp_path):
+    for text in ("1.10", "010", "12:30", "no", "On", "2024-01-01", "1_000", "0x10", ".inf", "1e3"):
+        for style in ("{}", "'{}'", '"{}"'):
+            written = f"EXPERIMENT: {{TAG: {style.format(text)}}}"
+            assert text == loaded(tmp_path, written).EXPERIMENT.TAG
+
+
+def test_number_that_yaml_reads_as_another_is_refused(tmp_path):
+    for text in ("010", "12:30"):  # 8 and 750 in YAML 1.1
+        with pytest.raises(
+            ConfigError, match=f"SOLVER.EPOCHS expects a whole number, not .*{text}"
+        ):
+            loaded(tmp_path, f"SOLVER: {{EPOCHS: {text}}}")
+
+
+def test_key_given_twice_is_refused_with_both_lines(tmp_path):
+    (tmp_path / "twice.yaml").write_text("KD:\n  TEMPERATURE: 1\n  TEMPERATURE: 2\n")
+    for text, key, lines in (
+        ("SOLVER:\n  LR: 1\n  EPOCHS: 3\n  LR: 2\n", "SOLVER.LR", (2, 4)),
+        ("SOLVER:\n  LR: 1\nLOG: {}\nSOLVER: {EPOCHS: 2}\n", "SOLVER", (1, 4)),
+        ("SOLVER:\n  LR: 1\n\nSOLVER.LR: 2\n", "SOLVER.LR", (2, 4)),
+        ("KD: {LOSS: {CE_WEIGHT: 1,\n CE_WEIGHT: 2}}\n", "KD.LOSS.CE_WEIGHT", (1, 2)),
+        ("_BASE_: a.yaml\n_BASE_: b.yaml\n", "_BASE_", (1, 2)),
+        ("_BASE_: twice.yaml\n", "KD.TEMPERATURE", (2, 3)),
+    ):
+        with pytest.raises(ConfigError) as error:
+            loaded(tmp_path, text)
+        message = str(error.value)
+        assert f"{key} is given twice, at line {lines[0]} and at line {lines[1]}" in message
+        assert "\n" not in message
+
+
+def test_dotted_keys_and_merge_keys_are_read(tmp_path):
+    cfg = loaded(tmp_path, "SOLVER.LR: 0.2\nSOLVER: &s {EPOCHS: 3, TYPE: SGD}\n")
+    assert (cfg.SOLVER.LR, cfg.SOLVER.EPOCHS) == (0.2, 3)
+    cfg = loaded(tmp_path, "KD: &k {LOSS: {CE_WEIGHT: 3}}\nAT: {<<: *k, P: 1}\n")
+    assert (cfg.AT.LOSS.CE_WEIGHT, cfg.AT.P) == (3.0, 1)
+
+
+def test_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = [key for key, setting in TABLE.items() if setting.is_path]
+    assert {"LOG.PREFIX", "DATASET.ROOT", "DISTILLER.TEACHER_CKPT", "REPLAY.FILE"} <= set(paths)
+    for key in paths:
+        for cfg in (loaded(tmp_path, f"{key}: ~/x"), loaded(tmp_path, "", key, "~/x")):
+            assert cfg.leaves()[key] == str(tmp_path / "x")
+    with pytest.raises(ConfigError, match="names no user's folder"):
+        loaded(tmp_path, "LOG: {PREFIX: ~nobody-has-this-name/x}")
+
+
+# ---- the table ---------------------------------------------------------------------------------
+
+
+def test_page_has_the_tables_of_today():
+    page = Path(__file__).resolve().parents[1] / "docs" / "config.md"
+    text = page.read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run python -m mdistiller.commands.settings --write PAGE"
+
+
+def test_setting_that_contradicts_itself_is_refused():
+    for arguments in (
+        {"default": None},
+        {"default": -1, "rule": positive},
+        {"default": 1, "kind": "x"},
+    ):
+        with pytest.raises(ValueError):
+            Setting(**arguments)
+
+
+def test_methods_bring_their_twins_and_may_have_one_by_hand():
+    registry = DistillerRegistry()
+    made = type("Mine", (KD,), {})
+    registry["MINE_TWIN"] = made
+    twin = registry["CROSSBATCH_MINE_TWIN"]
+    assert issubclass(twin, CrossBatchDistiller) and issubclass(twin, made)
+    by_hand = type("ByHand", (CrossBatchDistiller, made), {})
+    registry["CROSSBATCH_MINE_TWIN"] = by_hand
+    assert registry["CROSSBATCH_MINE_TWIN"] is by_hand
+    with pytest.raises(ValueError, match="registered already"):
+        registry["CROSSBATCH_MINE_TWIN"] = by_hand
+    assert all(f"CROSSBATCH_{name}" in distiller_dict for name in GOLDEN_METHODS)
+
+
+# ---- names and identities ----------------------------------------------------------------------
+
+
+def test_name_is_of_what_changes_whatever_its_order_and_spelling(tmp_path):
+    text = "EXPERIMENT: {TAG: a}\nSOLVER: {LR: 0.2}"
+    names = {
+        loaded(tmp_path, text, *opts).EXPERIMENT.NAME
+        for opts in (
+            ("SOLVER.LR", "0.1", "EXPERIMENT.SEED", "3"),
+            ("EXPERIMENT.SEED", "3", "SOLVER.LR", "1e-1", "LOG.PREFIX", "/tmp/x"),
+            ("SOLVER.LR", "5", "EXPERIMENT.SEED", "3", "SOLVER.LR", ".1", "DATASET.ROOT", "/data"),
+        )
+    }
+    assert names == {"aEXPERIMENT.SEED:3,SOLVER.LR:0.1"}
+    assert loaded(tmp_path, text, "SOLVER.LR", "2e-1").EXPERIMENT.NAME == "a"
+    assert loaded(tmp_path, text, "EXPERIMENT.NAME", "b", "SOLVER.LR", "1").EXPERIMENT.NAME == "b"
+
+
+def test_long_name_is_cut_and_told_apart_by_a_hash(tmp_path):
+    numbers = [key for key, s in TABLE.items() if isinstance(s.default, float)][:14]
+    names = [
+        loaded(tmp_path, "", *(x for key in numbers for x in (key, value))).EXPERIMENT.NAME
+        for value in ("0.125", "0.25")
+    ]
+    assert names[0] != names[1]
+    assert all(len(name.encode()) <= 130 for name in names)
+
+
+def test_name_that_is_no_folder_is_refused(tmp_path):
+    for key, value in (
+        ("EXPERIMENT.NAME", ".."),
+        ("EXPERIMENT.TAG", "."),
+        ("EXPERIMENT.PROJECT", "../up"),
+        ("EXPERIMENT.PROJECT", "/root"),
+        ("EXPERIMENT.NAME", "a" * 201),
+        ("EXPERIMENT.NAME", "two\nlines"),
+    ):
+        with pytest.raises(ConfigError, match=key):
+            loaded(tmp_path, "", key, value)
+
+
+def test_identity_is_of_the_result_not_of_places_names_or_spelling(tmp_path):
+    same = [
+        "DISTILLER: {TYPE: KD}\nSOLVER: {TRAINER: crossbatch}",
+        "DISTILLER: {TYPE: CROSSBATCH_KD}\nSOLVER: {TRAINER: crossbatch, LR: 5e-2}",
+        "DISTILLER: {TYPE: KD}\nSOLVER: {TRAINER: crossbatch}\nLOG: {PREFIX: x}\n"
+        "EXPERIMENT: {TAG: other}\nVID: {EPS: 3}\n",
+    ]
+    assert len({identity(loaded(tmp_path, text)) for text in same}) == 1
+    for opts in (("SOLVER.LR", "1"), ("KD.TEMPERATURE", "1"), ("CROSSBATCH.EMA", "0.5")):
+        assert identity(loaded(tmp_path, same[0], *opts)) != identity(loaded(tmp_path, same[0]))
+
+
+def test_names_of_several_runs_tell_configurations_apart(tmp_path):
+    texts = ["SOLVER: {LR: 0.1}", "SOLVER: {LR: 0.2}", "SOLVER: {LR: 1e-1}"]
+    names = run_names([loaded(tmp_path, text) for text in texts])
+    assert names[0] == names[2] == "defaultSOLVER.LR:0.1"
+    assert names[1] == "defaultSOLVER.LR:0.2"
+
+
+def run_folder(cfg, prefix, name):
+    """A folder as a run leaves it."""
+    folder = prefix / cfg.EXPERIMENT.PROJECT / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_cfg(cfg))
+    (folder / "latest").touch()
+    return folder
+
+
+def test_run_is_found_by_its_own_config_file_wherever_it_lies(tmp_path):
+    cfg = loaded(tmp_path, "", "SOLVER.LR", "1", "LOG.PREFIX", str(tmp_path / "out"))
+    folder = run_folder(cfg, tmp_path / "out", cfg.EXPERIMENT.NAME)
+    assert run_path(load_cfg(folder / "config.yaml")) == folder
+    moved = tmp_path / "elsewhere" / "run"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    assert run_path(load_cfg(moved / "config.yaml")) == moved
+    # Another configuration is another run.
+    assert run_path(load_cfg(moved / "config.yaml", ["SOLVER.LR", "2"])) != moved
+
+
+def test_run_that_an_earlier_version_named_as_typed_is_found(tmp_path):
+    opts = ("SOLVER.LR", "1", "LOG.PREFIX", str(tmp_path / "out"), "EXPERIMENT.SEED", "3")
+    old = loaded(tmp_path, "", *opts).clone()
+    old.put("EXPERIMENT.NAME", "")
+    folder = run_folder(old, tmp_path / "out", "defaultSOLVER.LR:1e0,EXPERIMENT.SEED:3")
+    assert run_path(loaded(tmp_path, "", *opts)) == folder
+    assert run_path(load_cfg(folder / "config.yaml")) == folder
+    assert runs_like(loaded(tmp_path, "", *opts, "EXPERIMENT.NAME", "new")) == [folder]
+    assert run_path(loaded(tmp_path, "", *opts, "SOLVER.LR", "2")) != folder
+
+
+def run_path(cfg):
+    return Path(cfg.LOG.PREFIX) / experiment_name(cfg)

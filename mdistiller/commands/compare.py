@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.experiments import compare, format_table
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as argparse can."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--cfg",
         nargs="+",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.download import fetch, file_name, unpack
 
 URL = (
@@ -16,9 +15,7 @@ URL = (
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
     """Fetch the archive of the original teachers and unpack it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/download_teachers.py"
-    )
+    parser = ToolParser(description=__doc__, epilog="example: python tools/download_teachers.py")
     parser.add_argument("--url", default=URL, help="address of the archive (default: %(default)s)")
     parser.add_argument(
         "--dest",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.dataset.tiny_imagenet import FOLDER, sort_val
 from mdistiller.download import fetch, file_name, unpack
 from mdistiller.errors import DataError
@@ -16,7 +15,7 @@ URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
     """Fetch Tiny ImageNet, unpack it and sort its validation images."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog="example: python tools/download_tiny_imagenet.py --dest ./data"
     )
     parser.add_argument("--url", default=URL, help="address of the archive (default: %(default)s)")

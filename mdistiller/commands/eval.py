@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from mdistiller.cli import exit_on_error
-from mdistiller.dataset import dataset_dict
+from mdistiller.cli import ToolParser, add_imports, exit_on_error
+from mdistiller.config.imports import import_methods
 from mdistiller.engine.run import evaluate_checkpoint
 
 EXAMPLES = """examples:
@@ -17,7 +17,7 @@ EXAMPLES = """examples:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as argparse can."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description="Top-1, top-5 and loss of a network on the validation images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -26,16 +26,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "-c", "--ckpt", default="pretrain", help="checkpoint file; pretrain: the published one"
     )
-    parser.add_argument("-d", "--dataset", default="cifar100", choices=list(dataset_dict))
+    parser.add_argument("-d", "--dataset", default="cifar100", help="default: %(default)s")
     parser.add_argument("-bs", "--batch-size", type=int, default=64)
     parser.add_argument("--root", default="./data", help="folder of the data (DATASET.ROOT)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add_imports(parser)
     return parser.parse_args(argv)
 
 
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    import_methods(args.imports)
     ckpt = "" if args.ckpt == "pretrain" else args.ckpt
     result = evaluate_checkpoint(
         args.model, ckpt, args.dataset, args.batch_size, root=args.root, device=args.device

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, add_imports, exit_on_error
+from mdistiller.config.imports import import_methods
 from mdistiller.export import FORMATS, export_checkpoint
 
 ALL = "all"
@@ -21,7 +22,7 @@ batch size. ONNX needs: pip install onnx onnxscript onnxruntime
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as argparse can."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description="Write a trained network in formats that other programs load.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,12 +45,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="largest batch to compare on (default 4); the files take any",
     )
+    add_imports(parser)
     return parser.parse_args(argv)
 
 
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    import_methods(args.imports)
     # Each format once, in the order asked for.
     formats = list(FORMATS) if ALL in args.format else list(dict.fromkeys(args.format))
     exported = export_checkpoint(

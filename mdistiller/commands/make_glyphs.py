@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.dataset.glyphs.build import SIDES, build_glyphs
 from mdistiller.dataset.glyphs.font_packages import (
     PACKAGE_LIST,
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.experiments import RESULTS, STUDY
 from mdistiller.report import (
     Plan,
@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 
 def parse_table(argv: list[str]) -> argparse.Namespace:
     """The command line of a table's report."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description="Write the report of a table from its result folders, as HTML, Markdown, "
         "LaTeX, CSV and figures. `report.py compare RUN RUN ...` puts runs side by side, "
         "`report.py evidence` makes one page of all records.",
@@ -62,7 +62,7 @@ def parse_table(argv: list[str]) -> argparse.Namespace:
 
 def parse_compare(argv: list[str]) -> argparse.Namespace:
     """The command line of a comparison of runs."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="report.py compare",
         description="Put runs side by side: configurations, accuracies, times, weights.",
     )
@@ -75,7 +75,7 @@ def parse_compare(argv: list[str]) -> argparse.Namespace:
 
 def parse_evidence(argv: list[str]) -> argparse.Namespace:
     """The command line of the page of all records."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="report.py evidence",
         description="Write evidence.md, and its figures into evidence/, from all records.",
     )

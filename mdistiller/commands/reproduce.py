@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.errors import ConfigError
 from mdistiller.experiments import (
     ALL,
@@ -39,9 +39,7 @@ from mdistiller.experiments import (
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as argparse can."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help=", ".join(TABLES))
     parser.add_argument("--pairs", nargs="+", default=[], metavar="PAIR", help="e.g. res56_res20")
     parser.add_argument(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from mdistiller.cli import exit_on_error
-from mdistiller.config import load_cfg
+from mdistiller.cli import ToolParser, exit_on_error
+from mdistiller.config import CFG, load_cfg
 from mdistiller.console import output_is_optional
 from mdistiller.engine.run import run_training
 from mdistiller.engine.runtime.signals import end_on_sigterm
@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of ``tools/train.py``, checked as far as argparse can."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description="Train a student as a configuration file says.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,6 +57,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.list:
+        CFG.clone().merge_from_list(args.opts)  # EXPERIMENT.IMPORTS adds to the lists
         print(list_everything())
         return
     output_is_optional()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mdistiller.cli import exit_on_error
+from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.report.visualize import visualize
 
@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as argparse can."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description="Compare the features and the logits of a student with its teacher's.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

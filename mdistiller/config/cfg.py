@@ -55,13 +55,18 @@ def resolved(cfg: Config) -> Config:
     return other
 
 
-def check_values(cfg: Config) -> None:
+def check_values(cfg: Config, group: str = "") -> None:
     """Refuse values that are not finite or break the rule of their setting.
+
+    Args:
+        group: only those whose key begins so.
 
     Raises:
         ConfigError: begins with the key.
     """
     for key, value in cfg.leaves().items():
+        if not key.startswith(group):
+            continue
         numbers = value if isinstance(value, (list, tuple)) else (value,)
         if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
             raise ConfigError(f"{key} must be finite, not {value}")

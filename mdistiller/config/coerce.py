@@ -99,7 +99,8 @@ def _shown(value: Any) -> str:
     typed = getattr(value, "typed", value)
     if typed is None:
         return "nothing (null)"
-    if isinstance(value, YamlText) and isinstance(typed, (int, float)):
+    # Where Python reads another number than YAML, the text is shown as it is written.
+    if isinstance(typed, (int, float)) and _literal(value, False) == typed:
         return f"{type(typed).__name__} {value}"
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} [{', '.join(map(str, value))}]"[:200]

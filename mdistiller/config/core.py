@@ -26,10 +26,10 @@ def _names_a_folder(text: str) -> bool:
     )
 
 
-_folder = Rule(_names_a_folder, f"the name of a folder (no .., at most {_LONGEST_NAME} bytes)")
+_folder = Rule(_names_a_folder, f"a folder's name, not .. and at most {_LONGEST_NAME} bytes long")
 _project = Rule(
     lambda v: bool(v) and not v.startswith("/") and all(map(_names_a_folder, v.split("/"))),
-    f"the name of a folder (not empty, no .., at most {_LONGEST_NAME} bytes)",
+    f"a folder's name, not empty, not .. and at most {_LONGEST_NAME} bytes long",
 )
 
 CORE: dict[str, Settings] = {
@@ -87,15 +87,16 @@ CORE: dict[str, Settings] = {
             "auto: on the held-out images if there are any; test: on the test images all the same",
         ),
         "TRAIN_ON_HOLDOUT": Setting(
-            False, doc="train on the held-out images, too, as a study of their use needs it"
+            False,
+            doc="train on the held-out images, too, with their right labels; needs `VALIDATE test`",
         ),
         "LABEL_NOISE": Setting(
-            0.0, below_one, "each training label is wrong with this probability, for studies"
+            0.0, below_one, "make so many of the training labels wrong, see below"
         ),
         "LABEL_NOISE_KIND": Setting(
             "symmetric",
             one_of("symmetric", "pair"),
-            "symmetric: any other class; pair: the next one",
+            "a wrong label is any other class (symmetric) or the next one (pair)",
         ),
         "TEST.BATCH_SIZE": Setting(64, at_least_one, "images at a time in validation"),
     },
@@ -113,7 +114,8 @@ CORE: dict[str, Settings] = {
         "TEACHER_FAULT": Setting(
             "none",
             one_of("none", "permute", "random"),
-            "for studies: permute the teacher's classes, or give it random weights",
+            "for studies: `permute` gives the teacher's logits to other classes, `random` takes a "
+            "teacher with random weights; see below",
         ),
     },
     "SOLVER": {

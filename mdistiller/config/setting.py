@@ -51,6 +51,8 @@ class Setting:
         affects_result: whether the numbers of a run depend on it. Those on which they do not may
             differ between a checkpoint and the run that resumes it, and are no part of a run's
             identity or name.
+        first: the default of the first version that had it, if that was another one: a change of
+            a default must not make every earlier run another one.
         kind: "real": whole by default, but a fraction makes sense; "path": a file or folder, in
             which a leading ``~`` is expanded; "input": a path to a file of another run, of which
             the content counts, not where it lies; "texts": a list of texts.

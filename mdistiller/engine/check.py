@@ -43,11 +43,11 @@ def _check(cfg: Config) -> None:
     device = resolve_device(cfg.SOLVER.DEVICE)
     check_amp(cfg.SOLVER.AMP, device)
     check_compile(cfg.SOLVER.COMPILE, device)
-    _check_data(cfg)
     _check_schedule(cfg)
     _check_pair(cfg)
     distiller_dict[cfg.DISTILLER.TYPE].check(cfg)
     trainer_dict[cfg.SOLVER.TRAINER].check(cfg)
+    _check_data(cfg)
 
 
 def _check_names(cfg: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
+from mdistiller.config import runs_like
 from mdistiller.console import say
 from mdistiller.distillers import Distiller
 from mdistiller.engine.batch import Batch, StepResult
@@ -139,6 +140,8 @@ class Checkpoints:
         path = self._trainer.log_path / "latest"
         if not path.exists():
             say(f"{path}: no checkpoint yet, so this run starts from the beginning")
+            for other in runs_like(self._trainer.cfg):
+                say(f"{other} holds a run of the same configuration under another name", "WARN")
             return 0, EpochState()
         state = read_checkpoint(path, map_location=self._trainer.device)
         # mdistiller's own checkpoints have neither of the two.
