@@ -1,7 +1,11 @@
-"""Downloads that can be continued, and archives that unpack only where they are told to."""
+"""Downloads that can be continued, and archives that unpack only where they are told to.
+
+Several processes may want the same at once: the first one makes it, the others wait.
+"""
 
 from __future__ import annotations
 
+import errno
 import http.client
 import lzma
 import os
@@ -12,13 +16,17 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from .console import say
 from .errors import DataError
 
 ATTEMPTS = 3
@@ -37,12 +45,57 @@ _DAMAGED = (
 )
 
 
+# What file systems without locks answer.
+_NO_LOCKS = {
+    getattr(errno, name, None) for name in ("ENOSYS", "ENOLCK", "ENOTSUP", "EOPNOTSUPP", "EINVAL")
+}
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold off other processes and threads that make ``path`` in such a block, too.
+
+    Whoever had to wait looks again at what is there. The lock is a hidden file beside ``path``,
+    which ends with its process, however that ends, and is removed afterwards. Where the file
+    system has no locks there is a warning and no protection.
+
+    Raises:
+        DataError: the folder of ``path`` cannot be created.
+    """
+    path = path.absolute()  # "." has a name then
+    _create_folder(path.parent)
+    place = path.parent / f".{path.name}.lock"
+    lock = FileLock(place)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"waiting for another process, which is making {path}")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        # Any other failure will be met again, and told, by who writes there.
+        if isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS:
+            warnings.warn(
+                f"the file system of {path.parent} has no locks: do not make {path.name} in two "
+                "processes at once"
+            )
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                # Before the release: those who wait notice that their file is gone, and try anew.
+                place.unlink(missing_ok=True)
+            with suppress(OSError):
+                lock.release()
+
+
 def fetch(url: str, path: str | Path, progress: bool = True) -> Path:
     """Download ``url`` to ``path``, continuing an earlier attempt that was interrupted.
 
     The data go to ``path`` + ".part", which stays when the download is interrupted and is
     renamed when it is complete: a file called ``path`` is never half a file. If it exists
-    already, nothing is downloaded.
+    already, nothing is downloaded; if another process is downloading it, this one waits.
 
     Args:
         url: http or https.
@@ -61,8 +114,14 @@ def fetch(url: str, path: str | Path, progress: bool = True) -> Path:
         return path
     if not url.startswith(("http://", "https://")):
         raise DataError(f"{url}: only http and https addresses can be downloaded")
+    with exclusive(path):
+        if not path.exists():
+            _fetch(url, path, progress)
+    return path
+
+
+def _fetch(url: str, path: Path, progress: bool) -> None:
     part = path.with_name(path.name + ".part")
-    _create_folder(path.parent)
     failures = 0
     while True:
         before = _size(part)
@@ -78,7 +137,6 @@ def fetch(url: str, path: str | Path, progress: bool = True) -> Path:
                 ) from None
         time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
     os.replace(part, path)
-    return path
 
 
 def _size(path: Path) -> int:

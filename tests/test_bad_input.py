@@ -351,6 +351,23 @@ def test_image_that_cannot_be_decoded(tools):
     assert "b2.JPEG" in outcome[1]
 
 
+def test_grey_of_32_bits(tools):
+    folder = tiny_imagenet(tools.folder) / "train" / "b"
+    for mode in ("I", "F"):
+        Image.new(mode, (64, 64)).save(folder / "b9.tif")
+        assert_row("data: a grey image of 32 bits or of floats", train_tiny(tools))
+
+
+def test_hidden_folders_and_links(tools):
+    train = tiny_imagenet(tools.folder) / "train"
+    for name in (".ipynb_checkpoints", "a/.ipynb_checkpoints", "__MACOSX"):
+        shutil.copytree(train / "b", train / name)
+    (train / "c" / "Thumbs.db").write_bytes(b"")
+    (train / "a" / "up").symlink_to("..")
+    row = "data: hidden and system folders, links back to a folder above"
+    assert_row(row, train_tiny(tools))
+
+
 def test_glyphs(tools, tmp_path):
     opts = (VANILLA, "DATASET.TYPE", "glyphs", "DATASET.ROOT", tmp_path)
     assert_row("data: no glyphs built", tools.train(*opts))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -10,6 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from mdistiller import download
+from mdistiller.commands import download_teachers, download_tiny_imagenet
 from mdistiller.download import fetch, file_name, unpack
 from mdistiller.errors import DataError
 
@@ -253,6 +257,47 @@ def test_interrupt_keeps_the_part_and_the_next_call_continues(server, tmp_path, 
     assert server.asked == [None, "bytes=300-"]
 
 
+def test_of_two_that_want_a_file_one_fetches_it(server, tmp_path, capsys):
+    server.files["a.tar"], server.cut_after, server.stall = CONTENT, [1000], 0.3
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(
+            pool.map(lambda _: fetch(server.url("a.tar"), tmp_path / "a.tar", False), range(4))
+        )
+    assert {p.read_bytes() for p in paths} == {CONTENT}
+    assert len(server.asked) == 2  # the second goes on where the first was cut
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
+    assert "waiting for another process" in capsys.readouterr().out
+
+
+def test_a_waiting_process_goes_on_where_the_first_one_failed(tmp_path):
+    made = []
+
+    def make(number: int) -> None:
+        with download.exclusive(tmp_path / "x"):
+            if not made:
+                made.append(number)
+                time.sleep(0.1)
+                raise DataError("no")
+            made.append(number)
+
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(make, number) for number in range(3)]
+    assert sum(isinstance(task.exception(), DataError) for task in tasks) == 1
+    assert sorted(made) == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_no_obstacle(server, tmp_path, monkeypatch, code):
+    def refuse(self, **options) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(download.FileLock, "acquire", refuse)
+    with pytest.warns(UserWarning, match="has no locks"):
+        assert fetch(server.url("a.tar"), tmp_path / "a.tar").read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
+
+
 def test_folder_that_cannot_be_made_is_an_error(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be created") as caught:
@@ -463,22 +508,39 @@ def tiny_archive() -> bytes:
     return zip_bytes({f"tiny-imagenet-200/{k}": v for k, v in members.items()})
 
 
+def fetch_tiny(server, folder: Path) -> None:
+    download_tiny_imagenet._download(server.url("tiny.zip"), folder, keep_archive=False)
+
+
+def assert_tiny(folder: Path) -> None:
+    val = tree(folder / "tiny-imagenet-200" / "val")
+    assert val.pop("val_annotations.txt")
+    assert val == {"n01/val_0.JPEG": b"0", "n02/val_1.JPEG": b"1"}
+    assert [p.name for p in folder.iterdir()] == ["tiny-imagenet-200"]
+
+
 def test_tiny_imagenet_is_fetched_and_sorted(server, tmp_path):
     server.files["tiny.zip"] = tiny_archive()
-    arguments = ("--url", server.url("tiny.zip"))
     for _ in range(2):  # the second time there is nothing left to do
-        done = run_tool("download_tiny_imagenet", *arguments, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        val = tree(tmp_path / "data" / "tiny-imagenet-200" / "val")
-        assert val.pop("val_annotations.txt")
-        assert val == {"n01/val_0.JPEG": b"0", "n02/val_1.JPEG": b"1"}
-        assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["tiny-imagenet-200"]
+        fetch_tiny(server, tmp_path / "data")
+        assert_tiny(tmp_path / "data")
     assert len(server.asked) == 1
 
 
+def test_tools_that_want_the_same_at_once_all_succeed(server, tmp_path):
+    server.files["tiny.zip"], server.cut_after, server.stall = tiny_archive(), [100], 0.3
+    server.files["t.tar"] = tar_bytes({"folder/weights": b"weights"})
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: fetch_tiny(server, tmp_path / "data"), range(3)))
+    assert_tiny(tmp_path / "data")
+    assert len(server.asked) == 2  # two parts of one download
+    arguments = server.url("t.tar"), tmp_path / "t", False
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: download_teachers._download(*arguments), range(3)))
+    assert tree(tmp_path / "t") == {"folder/weights": b"weights"}
+
+
 def test_wrong_archive_for_tiny_imagenet_is_an_error(server, tmp_path):
-    server.files["other.zip"] = zip_bytes({"other/file": b""})
-    arguments = ("--url", server.url("other.zip"))
-    done = run_tool("download_tiny_imagenet", *arguments, cwd=tmp_path)
-    assert done.returncode == DataError.exit_code
-    assert "no folder tiny-imagenet-200" in done.stderr
+    server.files["tiny.zip"] = zip_bytes({"other/file": b""})
+    with pytest.raises(DataError, match="no folder tiny-imagenet-200"):
+        fetch_tiny(server, tmp_path)

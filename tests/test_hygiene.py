@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from mdistiller.config.table import TABLE
 from mdistiller.dataset import build_model, get_dataset
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import DataError
@@ -20,6 +23,29 @@ from .toys import FEW_DIGITS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [p for room in ("mdistiller", "tools", "benchmarks") for p in (ROOT / room).rglob("*.py")]
+
+# Settings, tools and files as messages name them.
+_SETTING = re.compile(r"\b[A-Z][A-Z_]+(?:\.[A-Z][A-Z0-9_]*)+\b")
+_FILE = re.compile(r"\b(?:tools/\w+\.py|configs/[\w/]+\.yaml|docs/[\w/-]+\.md)\b")
+
+
+def sentences(code: str) -> Iterator[str]:
+    """The texts in ``code`` that have a space, as messages do."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value
+
+
+def test_advice_names_settings_and_files_that_exist():
+    wrong = []
+    # Also a node as a whole, and a setting as it is called within its node.
+    known = {part for key in TABLE for part in (key, *key.split(".", 1), key.rpartition(".")[0])}
+    for path in SOURCES:
+        for text in sentences(path.read_text(encoding="utf-8")):
+            wrong += [key for key in _SETTING.findall(text) if key not in known]
+            wrong += [name for name in _FILE.findall(text) if not (ROOT / name).is_file()]
+    assert wrong == []
+
 
 # Calls that run what is in a file or a text, whatever their arguments are.
 UNSAFE = {

@@ -542,4 +542,8 @@ def test_imagenet_teacher_from_a_given_file(tmp_path: Path) -> None:
     expected = build_model("imagenet", "MobileNetV1", 10).state_dict()
     ckpt = str(save(tmp_path / "ckpt", {"model": expected}))
     assert_same(load_teacher("imagenet", "MobileNetV1", 10, ckpt).state_dict(), expected)
+    # A subset of ImageNet: what to do is said in settings that exist.
+    advice = error_of(load_teacher, "imagenet", "ResNet18", 10)
+    assert "1000 classes, the data set has 10" in advice
+    assert "DISTILLER.TEACHER_CKPT" in advice
     assert "no published weights" in error_of(load_teacher, "imagenet", "MobileNetV1", 1000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mdistiller.cli import ToolParser, exit_on_error
-from mdistiller.download import fetch, file_name, unpack
+from mdistiller.download import exclusive, fetch, file_name, unpack
 
 URL = (
     "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
@@ -31,8 +31,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _download(url: str, dest: Path, keep_archive: bool) -> None:
-    archive = fetch(url, dest / file_name(url))
-    unpack(archive, dest)
-    if not keep_archive:
-        archive.unlink()
+    with exclusive(dest):
+        archive = fetch(url, dest / file_name(url))
+        unpack(archive, dest)
+        if not keep_archive:
+            archive.unlink()
     print(f"unpacked into {dest}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.dataset.tiny_imagenet import FOLDER, sort_val
-from mdistiller.download import fetch, file_name, unpack
+from mdistiller.download import exclusive, fetch, file_name, unpack
 from mdistiller.errors import DataError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -35,11 +35,18 @@ def main(argv: list[str] | None = None) -> None:
 def _download(url: str, dest: Path, keep_archive: bool) -> None:
     folder = dest / FOLDER
     if not folder.is_dir():  # the folder appears when all of it is unpacked
-        archive = fetch(url, dest / file_name(url))
-        unpack(archive, dest)
-        if not keep_archive:
-            archive.unlink()
+        _provide(url, folder, keep_archive)
     if not folder.is_dir():
         raise DataError(f"{url}: the archive has no folder {FOLDER}")
     sort_val(folder)
     print(f"ready in {folder}")
+
+
+def _provide(url: str, folder: Path, keep_archive: bool) -> None:
+    with exclusive(folder):
+        if folder.is_dir():
+            return
+        archive = fetch(url, folder.parent / file_name(url))
+        unpack(archive, folder.parent)
+        if not keep_archive:
+            archive.unlink()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,12 +20,10 @@ from mdistiller.errors import DataError
 from mdistiller.seeding import derive_seed
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
+from ._files import ImageFiles
 from ._loader import Loader
 from ._noise import noisy_targets
 from ._selection import select, validates_on_heldout
-
-if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -48,7 +46,7 @@ class FolderLoader(Loader):
 
     def __init__(
         self,
-        dataset: ImageFolder,
+        dataset: ImageFiles,
         batch_size: int,
         *,
         num_workers: int,
@@ -121,7 +119,7 @@ class _Unreadable:
 class _SeededPass(Dataset):
     """The items (image, target, index) of one pass over an image folder."""
 
-    def __init__(self, folder: ImageFolder, seed_names: tuple[Any, ...]) -> None:
+    def __init__(self, folder: ImageFiles, seed_names: tuple[Any, ...]) -> None:
         self.folder = folder
         self.seed_names = seed_names
 
@@ -137,7 +135,7 @@ class _SeededPass(Dataset):
 class _Check(Dataset):
     """Whether each image of a folder can be read: None, or what is wrong with it."""
 
-    def __init__(self, folder: ImageFolder) -> None:
+    def __init__(self, folder: ImageFiles) -> None:
         self.folder = folder
 
     def __len__(self) -> int:
@@ -148,7 +146,7 @@ class _Check(Dataset):
         return image if isinstance(image, _Unreadable) else None
 
 
-def _read(folder: ImageFolder, index: int) -> Image.Image | _Unreadable:
+def _read(folder: ImageFiles, index: int) -> Image.Image | _Unreadable:
     path, _ = folder.samples[index]
     try:
         return folder.loader(path)
@@ -156,7 +154,7 @@ def _read(folder: ImageFolder, index: int) -> Image.Image | _Unreadable:
         return _Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
 
 
-def leave_out_broken(folder: ImageFolder, num_workers: int) -> None:
+def leave_out_broken(folder: ImageFiles, num_workers: int) -> None:
     """Decode every image of ``folder`` once and drop those that cannot be read, with a warning.
 
     Raises:
@@ -180,12 +178,7 @@ def leave_out_broken(folder: ImageFolder, num_workers: int) -> None:
     more = ", ..." if len(broken) > 3 else ""
     names = ", ".join(Path(b.path).name for b in broken[:3])
     warnings.warn(f"{counted} and are left out: {names}{more}; the first is {first}", stacklevel=3)
-    _keep(folder, [s for s, r in zip(folder.samples, found, strict=True) if r is None])
-
-
-def _keep(folder: ImageFolder, samples: list[tuple[str, int]]) -> None:
-    folder.samples = folder.imgs = samples
-    folder.targets = [target for _, target in samples]
+    folder.keep([s for s, r in zip(folder.samples, found, strict=True) if r is None])
 
 
 @contextmanager
@@ -206,16 +199,6 @@ def _collate(items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
     return default_collate(items)
 
 
-def _open_folder(folder: Path, transform: Transform) -> ImageFolder:
-    from torchvision.datasets import ImageFolder  # only here: its import takes a second
-
-    try:
-        return ImageFolder(folder, transform=transform)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: not a folder of images by class ({reason})") from None
-
-
 def folder_loaders(
     cfg: Any, root: Path, train_transform: Transform, val_transform: Transform
 ) -> tuple[FolderLoader, FolderLoader, int, int]:
@@ -225,8 +208,8 @@ def folder_loaders(
         DataError: a folder is missing or empty, the two have different classes, or more images
             are to be chosen or held out than there are.
     """
-    train = _open_folder(root / "train", train_transform)
-    val = _open_folder(root / "val", val_transform)
+    train = ImageFiles(root / "train", train_transform)
+    val = ImageFiles(root / "val", val_transform)
     differing = sorted(set(train.classes) ^ set(val.classes))
     if differing:
         raise DataError(
@@ -241,16 +224,16 @@ def folder_loaders(
     heldout = None
     if chosen.holdout is not None:
         held = [train.samples[i] for i in chosen.holdout]
-        heldout = _open_folder(root / "train", train_transform)
-        _keep(heldout, held)
+        heldout = ImageFiles(root / "train", train_transform)
+        heldout.keep(held)
         if validates_on_heldout(cfg):
-            val = _open_folder(root / "train", val_transform)
-            _keep(val, held)
+            val = ImageFiles(root / "train", val_transform)
+            val.keep(held)
     if wrong:
         paths = (path for path, _ in train.samples)
-        _keep(train, list(zip(paths, targets.tolist(), strict=True)))
+        train.keep(list(zip(paths, targets.tolist(), strict=True)))
     if chosen.train is not None:
-        _keep(train, [train.samples[i] for i in chosen.train])
+        train.keep([train.samples[i] for i in chosen.train])
     shared = {
         "num_workers": cfg.DATASET.NUM_WORKERS,
         "pin_memory": resolve_device(cfg.SOLVER.DEVICE).type == "cuda",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mdistiller.download import fetch, unpack
+from mdistiller.download import exclusive, fetch, unpack
 from mdistiller.errors import DataError
 
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
@@ -33,33 +34,42 @@ def get_cifar100(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
 
 
 def _load(root: Path, train: bool, padding: int) -> ImageArray:
-    from torchvision.datasets import CIFAR100  # only where it is needed: its import takes a second
-
-    try:
-        raw = _open(root, train)
-    except RuntimeError:  # missing, or not what the checksums say
-        _provide(root)
-        try:
-            raw = _open(root, train)
-        except RuntimeError:
-            raise DataError(
-                f"{root / CIFAR100.base_folder}: corrupt, although {CIFAR100.filename} is intact; "
-                "delete the folder and try again"
-            ) from None
+    raw = _open(root, train)
+    if raw is None:
+        raw = _provide(root, train)
     images = torch.from_numpy(raw.data).permute(0, 3, 1, 2)
     return ImageArray(images, torch.tensor(raw.targets), num_classes=100, padding=padding)
 
 
-def _open(root: Path, train: bool) -> CIFAR100:
-    from torchvision.datasets import CIFAR100
+def _open(root: Path, train: bool) -> CIFAR100 | None:
+    """None if it is missing, or not what the checksums say."""
+    from torchvision.datasets import CIFAR100  # only where it is needed: its import takes a second
 
-    with warnings.catch_warnings():
+    with suppress(RuntimeError), warnings.catch_warnings():
         # numpy 2.4.0 to 2.4.4 dislike how the numpy of 2009 wrote the files.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align")
         return CIFAR100(root, train=train, download=False)
+    return None
 
 
-def _provide(root: Path) -> None:
+def _provide(root: Path, train: bool) -> CIFAR100:
+    """The set, after its archive was unpacked by this process or another one."""
+    from torchvision.datasets import CIFAR100
+
+    with exclusive(root / CIFAR100.base_folder):
+        raw = _open(root, train)
+        if raw is None:
+            _unpack_archive(root)
+            raw = _open(root, train)
+    if raw is None:
+        raise DataError(
+            f"{root / CIFAR100.base_folder}: corrupt, although {CIFAR100.filename} is intact; "
+            "delete the folder and try again"
+        )
+    return raw
+
+
+def _unpack_archive(root: Path) -> None:
     """Unpack the archive, after a download where it is missing."""
     from torchvision.datasets import CIFAR100
     from torchvision.datasets.utils import check_integrity

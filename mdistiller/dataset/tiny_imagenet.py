@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdistiller.download import exclusive
 from mdistiller.errors import DataError
 from mdistiller.models import tiny_imagenet_model_dict
 
+from ._files import is_hidden
 from ._folder import FolderLoader, folder_loaders
 from ._registry import dataset_dict
 
@@ -69,12 +71,17 @@ def sort_val(root: Path) -> None:
         DataError: the list or an image is missing, or the folder cannot be written to.
     """
     images = root / "val" / "images"
-    if not images.is_dir():
-        return
+    if images.is_dir():
+        with exclusive(images):
+            if images.is_dir():
+                _sort(root, images)
+
+
+def _sort(root: Path, images: Path) -> None:
     try:
         for source, target in _moves(root):
             target.parent.mkdir(exist_ok=True)
-            # Missing if an earlier call, or another process just now, has moved it.
+            # Missing if an earlier call has moved it.
             with suppress(FileNotFoundError):
                 os.replace(source, target)
             if not target.is_file():
@@ -100,6 +107,8 @@ def _moves(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _remove_empty(folder: Path) -> None:
+    for entry in filter(lambda e: is_hidden(e.name), list(folder.iterdir())):
+        os.replace(entry, folder.parent / entry.name)
     left = next(folder.iterdir(), None)
     if left is not None:
         raise DataError(f"{left}: not in val_annotations.txt; remove it")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mdistiller.dataset._files import is_hidden
 from mdistiller.errors import DataError
 
 # Debian's packages with free fonts that the glyphs are made of.
@@ -80,15 +81,22 @@ def _parse(text: str) -> list[FontPackage]:
 
 
 def folder_packages(root: Path) -> list[FontPackage]:
-    """Each folder in ``root`` as a package, with the files in it at any depth.
+    """Each folder in ``root`` as a package, with the files in it at any depth, hidden ones not.
 
     Raises:
         DataError: there is no folder in ``root``.
     """
-    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    folders = (
+        sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
+        if root.is_dir()
+        else []
+    )
     if not folders:
         raise DataError(f"{root}: no folders in it; give one that holds a folder for each font")
-    return [
-        FontPackage(folder.name, "", tuple(sorted(p for p in folder.rglob("*") if p.is_file())))
-        for folder in folders
-    ]
+    return [FontPackage(folder.name, "", tuple(sorted(_files(folder)))) for folder in folders]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not any(map(is_hidden, path.relative_to(folder).parts)):
+            yield path

@@ -50,7 +50,8 @@ def _load_torchvision(model: ResNet, weights: str, num_classes: int) -> None:
     """Load torchvision's ``weights`` into ``model``, downloading them if they are not cached."""
     if num_classes != _CLASSES:
         raise CheckpointError(
-            f"{weights} has {_CLASSES} classes, not {num_classes}; use pretrained=False"
+            f"{weights} are of {_CLASSES} classes, the data set has {num_classes}; train a teacher "
+            "on it (DISTILLER.TYPE NONE) and set DISTILLER.TEACHER_CKPT to its student_latest"
         )
     from torchvision.models import get_weight  # only here: its import takes a second
 
