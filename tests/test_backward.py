@@ -78,6 +78,22 @@ def test_the_second_batch_leaves_no_trace_in_the_buffers():
     assert_equal(seen.buffers(), alone.buffers())
 
 
+def test_a_buffer_that_is_only_read_stays_usable_in_the_graph():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("factor", torch.full((3,), 2.0, dtype=torch.float64))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.factor
+
+    net = nn.Sequential(*student(), Scaled())
+    call(net, CrossBatchWeighting())
+    assert net[-1].calls == 1
+
+
 def test_gradients_are_added_to_what_is_there():
     net, fresh = student(), student()
     for p in net.parameters():

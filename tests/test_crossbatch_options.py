@@ -118,7 +118,7 @@ def test_needs_held_out_images(tmp_path):
         check_config(cfg)
     cfg.DATASET.HOLDOUT = 100
     check_config(cfg)
-    cfg.DATASET.TRAIN_ON_HOLDOUT = True
+    cfg.merge_from_list(["DATASET.TRAIN_ON_HOLDOUT", True, "DATASET.VALIDATE", "test"])
     with pytest.raises(ConfigError, match="DATASET.TRAIN_ON_HOLDOUT.*REFERENCE holdout"):
         check_config(cfg)
     with pytest.raises(ConfigError, match="holdout needs a second stream.*auxiliary_loader"):

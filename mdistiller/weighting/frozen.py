@@ -21,7 +21,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     covered = {id(b) for m in tracking for b in m.buffers(recurse=False)}
     others = [b for b in module.buffers() if id(b) not in covered]
-    copies = [b.detach().clone() for b in others]
+    copies = [(b, b.detach().clone(), b._version) for b in others]
     for m in tracking:
         m.track_running_stats = False
     try:
@@ -30,5 +30,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
         for m in tracking:
             m.track_running_stats = True
         with torch.no_grad():
-            for buffer, copy in zip(others, copies, strict=True):
-                buffer.copy_(copy)
+            for buffer, copy, version in copies:
+                # What the pass has only read is part of its graph: it must not count as changed.
+                if buffer._version != version:
+                    buffer.copy_(copy)
