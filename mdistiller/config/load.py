@@ -10,7 +10,7 @@ from typing import Any
 
 from mdistiller.errors import ConfigError
 
-from .cfg import check_values, read_cfg
+from .cfg import check_values, naming_sources, read_cfg
 from .names import identity, run_name
 from .node import COMMAND_LINE, Config
 
@@ -29,7 +29,8 @@ def load_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
         ConfigError: see :class:`~mdistiller.config.node.Config`.
     """
     cfg = read_cfg(cfg_file, opts)
-    check_values(cfg, "EXPERIMENT.")  # before folders are made of them
+    with naming_sources(cfg):
+        check_values(cfg, "EXPERIMENT.")  # before folders are made of them
     if not _is_in_place(cfg, Path(cfg_file)):
         name = run_name(cfg)
         cfg.name_run(name if cfg.is_named() else _begun(cfg, name))

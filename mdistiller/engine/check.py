@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mdistiller.config import Config
-from mdistiller.config.cfg import CROSSBATCH_PREFIX, check_values, resolved
+from mdistiller.config.cfg import CROSSBATCH_PREFIX, check_values, naming_sources, resolved
 from mdistiller.dataset import dataset_dict, model_dict_for, validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CrossBatchDistiller, distiller_dict
@@ -25,13 +25,8 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: names the key, where it was set, what was found and what is valid.
     """
-    try:
+    with naming_sources(cfg):
         _check(resolved(cfg))
-    except ConfigError as error:
-        source = cfg.source_of(str(error).split(maxsplit=1)[0].rstrip(":"))
-        if source is None:
-            raise
-        raise ConfigError(f"{source}: {error}") from None
 
 
 def _check(cfg: Config) -> None:
