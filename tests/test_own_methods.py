@@ -180,3 +180,23 @@ def test_what_cannot_be_imported_is_named(folder):
         assert (code, err.count("\n")) == (2, 1)
         assert name in err
         assert words in err
+
+
+def test_run_is_continued_whatever_names_it(folder):
+    cfg = ("--cfg", "yamls/teacher.yaml")
+    code, _, err = run("train", *cfg, "SOLVER.LR", "0.1", "EXPERIMENT.SEED", "3", cwd=folder)
+    assert code == 0, err
+    own = the_run(folder, "teacherEXPERIMENT.SEED:3")
+    folders = set(own.parent.iterdir())
+    for again in (
+        (*cfg, "--resume", "EXPERIMENT.SEED", "3", "SOLVER.LR", "1e-1"),
+        ("--cfg", own / "config.yaml", "--resume"),
+    ):
+        code, out, err = run("train", *again, cwd=folder)
+        assert code == 0, err
+        assert "from the beginning" not in out
+        assert set(own.parent.iterdir()) == folders
+    same = (*cfg, "--resume", "EXPERIMENT.NAME", "new", "EXPERIMENT.SEED", "3", "SOLVER.LR", "0.1")
+    code, out, _ = run("train", *same, cwd=folder)
+    assert code == 0
+    assert f"{own.relative_to(folder)} holds a run of the same configuration" in out
