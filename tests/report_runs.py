@@ -1,4 +1,4 @@
-"""Result folders as the runner leaves them, without the trainings."""
+"""Result folders as the runner leaves them, without the trainings, and tables of them."""
 
 from __future__ import annotations
 
@@ -11,76 +11,55 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mdistiller.experiments.tables import Column
+from mdistiller.experiments.tables.layouts import Row
+from mdistiller.experiments.tables.pairs import Pair
+from mdistiller.report import Results
+from mdistiller.report.frame import folder_run, run_frame
+from mdistiller.report.results import in_order
+
 PAIRS = (
-    ("resnet101", "resnet50"),
-    ("resnet56", "resnet20"),
-    ("resnet110", "resnet32"),
-    ("wrn_40_2", "wrn_16_2"),
-    ("resnet32x4", "resnet8x4"),
-    ("vgg13", "vgg8"),
-    ("wrn_40_2", "wrn_40_1"),
+    *(("resnet101", "resnet50"), ("resnet56", "resnet20"), ("resnet110", "resnet32")),
+    *(("wrn_40_2", "wrn_16_2"), ("resnet32x4", "resnet8x4")),
+)
+COLUMNS = tuple(
+    Column(f"pair{n}", f"{pair[0]} → {pair[1]}", Pair(f"pair{n}", *pair))
+    for n, pair in enumerate(PAIRS)
 )
 METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")
 DEVICE = "cpu: x86_64"
 
 
-def column(number: int) -> dict[str, str]:
-    teacher, student = PAIRS[number]
-    label = f"{teacher} → {student}"
-    return {"key": f"pair{number}", "teacher": teacher, "student": student, "label": label}
-
-
-def rows_of(methods: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of(*methods: str) -> tuple[Row, ...]:
     """A vanilla row and one with cross-batch weighting for every method."""
     found = []
     for name in methods:
         key = name.lower()
-        own = {"key": key, "label": name, "method": name, "variant": "vanilla"}
-        ours = {**own, "key": f"{key}_crossbatch", "label": f"{name} + ours"}
-        found.append({**own, "baseline": None, "x": None})
-        found.append({**ours, "variant": "crossbatch", "baseline": key, "x": None})
-    return found
+        found.append(Row(key, name, name))
+        found.append(Row(f"{key}_crossbatch", f"{name} + ours", name, "crossbatch", key))
+    return tuple(found)
 
 
-def write_plan(
-    root: Path,
-    rows: list[dict[str, Any]],
-    columns: list[dict[str, Any]],
-    trials: int,
-    *,
-    printed: bool = True,
-    **changed: Any,
-) -> dict[str, Any]:
-    """A plan.json of all rows in all columns; ``changed`` replaces entries of the plan."""
-    cells = [
-        {
-            "row": row["key"],
-            "column": col["key"],
-            "printed": round(70 + 2 * c + 0.1 * r, 2) if printed else None,
-            "cfg_file": "configs/digits/kd.yaml",
-            "opts": [],
-            "runs": [
-                {"trial": t, "seed": 100 * c + t, "folder": f"{row['key']}-{col['key']}-t{t}"}
-                for t in range(trials)
-            ],
-        }
+def table(
+    root: Path, rows: Sequence[Row], columns: Sequence[Column], trials: int, **changed: Any
+) -> Results:
+    """The folders ``<row>-<column>-t<trial>`` in ``root``; ``changed`` replaces parts."""
+    lines = [
+        folder_run(root / f"{row.key}-{col.key}-t{trial}")
+        | {"row": row.key, "column": col.key, "trial": trial}
+        for row in rows
+        for col in columns
+        for trial in range(trials)
+    ]
+    printed = {
+        (row.key, col.key): round(70 + 2 * c + 0.1 * r, 2)
         for r, row in enumerate(rows)
         for c, col in enumerate(columns)
-    ]
-    plan = {
-        "table": "table1",
-        "title": "Table 1: five methods",
-        "dataset": "cifar100",
-        "kind": "table",
-        "rows": rows,
-        "columns": columns,
-        "cells": cells,
-        "teachers": [],
-        **changed,
     }
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "plan.json").write_text(json.dumps(plan))
-    return plan
+    names = {"name": "table1", "title": "Table 1: five methods", "dataset": "cifar100"}
+    known = names | {"kind": "table", "printed": printed} | changed
+    runs = in_order(run_frame(lines), rows, columns)
+    return Results(root=root, rows=tuple(rows), columns=tuple(columns), runs=runs, **known)
 
 
 def write_run(
@@ -90,16 +69,18 @@ def write_run(
     seed: int,
     seconds: float = 1.0,
     node: tuple[str, list[dict[str, float]]] | None = None,
+    config: dict[str, Any] | None = None,
     **changed: Any,
 ) -> None:
     """A complete run with these test accuracies; ``changed`` replaces entries of result.json.
 
     Args:
         seconds: of every epoch.
+        config: nested settings beside the seed and the name.
         node: the name below which weights are logged, and their means in each epoch.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"EXPERIMENT": {"SEED": seed, "NAME": folder.name}, "SOLVER": {"LR": 0.05}}
+    config = {"EXPERIMENT": {"SEED": seed, "NAME": folder.name}, **(config or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     lines, best = [], (-1.0, 0)
     for epoch, accuracy in enumerate(accuracies, 1):
@@ -140,26 +121,27 @@ def write_run(
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def simulate(root: Path, plan: dict[str, Any], epochs: int) -> None:
-    """Complete every run of a plan with curves as a schedule with two steps gives them."""
-    rows = {row["key"]: row for row in plan["rows"]}
-    for cell in plan["cells"]:
-        row, place = rows[cell["row"]], int(cell["column"].removeprefix("pair"))
-        for run in cell["runs"]:
-            # Same seed, same luck: what pairing is for.
-            luck = np.random.RandomState(run["seed"]).normal(0, 0.25)
-            rng = np.random.RandomState(zlib.crc32(run["folder"].encode()))
-            gain = 0.35 if row["baseline"] else 0.0
-            top = 70 + 1.3 * place + luck + gain + METHODS.index(row["method"]) * 0.3
-            top += 0 if row["x"] is None else -6 * (row["x"] - 0.4 - 0.05 * place) ** 2
-            write_run(
-                root / run["folder"],
-                _curve(rng, top, epochs),
-                seed=run["seed"],
-                seconds=8.0 * (1.8 if row["baseline"] else 1.0),
-                node=_node(rng, row, epochs),
-                dataset=plan["dataset"],
-            )
+def simulate(
+    root: Path, rows: Sequence[Row], columns: Sequence[Column], trials: int, epochs: int
+) -> None:
+    """Complete every run of a table with curves as a schedule with two steps gives them."""
+    for row in rows:
+        for place, column in enumerate(columns):
+            for trial in range(trials):
+                folder = root / f"{row.key}-{column.key}-t{trial}"
+                # Same seed, same luck: what pairing is for.
+                seed = 100 * place + trial
+                luck = np.random.RandomState(seed).normal(0, 0.25)
+                rng = np.random.RandomState(zlib.crc32(folder.name.encode()))
+                top = 70 + 1.3 * place + luck + 0.35 * bool(row.baseline)
+                top += METHODS.index(row.method) * 0.3
+                write_run(
+                    folder,
+                    _curve(rng, top, epochs),
+                    seed=seed,
+                    seconds=8.0 * (1.8 if row.baseline else 1.0),
+                    node=_node(rng, row, epochs),
+                )
 
 
 def _curve(rng: np.random.RandomState, top: float, epochs: int) -> list[float]:
@@ -169,12 +151,12 @@ def _curve(rng: np.random.RandomState, top: float, epochs: int) -> list[float]:
     return np.clip(np.round(level + noise, 2), 1, 100).tolist()
 
 
-def _node(rng, row: dict[str, Any], epochs: int) -> tuple[str, list[dict[str, float]]] | None:
-    if not row["baseline"]:
+def _node(rng, row: Row, epochs: int) -> tuple[str, list[dict[str, float]]] | None:
+    if not row.baseline:
         return None
     t = np.arange(epochs) / epochs
     noise = rng.normal(0, 0.03, (4, epochs))
-    shift = 0.1 * METHODS.index(row["method"])
+    shift = 0.1 * METHODS.index(row.method)
     values = {
         "ce": 0.8 + 0.3 * t + noise[0] + shift,
         "kd": 0.6 - 0.3 * t + noise[0] + shift,
@@ -183,7 +165,7 @@ def _node(rng, row: dict[str, Any], epochs: int) -> tuple[str, list[dict[str, fl
         "c_12": 0.6 - 0.4 * t + noise[3] - shift / 2,
         "conflict": np.clip(0.1 + 0.2 * t + noise[3] + shift, 0, 1),
     }
-    return row["variant"], [{k: float(v[i]) for k, v in values.items()} for i in range(epochs)]
+    return row.variant, [{k: float(v[i]) for k, v in values.items()} for i in range(epochs)]
 
 
 NAMES = ("kd", "kd_crossbatch")
@@ -194,7 +176,6 @@ def write_kd(folder: Path) -> Path:
 
     KD ends at 70 + trial, its twin 0.1, 0.2 or 0.3 above; best epochs are 1 above the last.
     """
-    write_plan(folder, rows_of(["KD"]), [column(0), column(1)], 3)
     for place in (0, 1):
         for trial in range(3):
             for gain, name in enumerate(NAMES):
@@ -206,3 +187,8 @@ def write_kd(folder: Path) -> Path:
                     seconds=2.0 if gain else 1.0,
                 )
     return folder
+
+
+def kd(root: Path, **changed: Any) -> Results:
+    """What :func:`write_kd` wrote."""
+    return table(root, rows_of("KD"), COLUMNS[:2], 3, **changed)

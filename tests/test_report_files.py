@@ -1,4 +1,4 @@
-"""The report's files: the page, LaTeX, Markdown, CSV, figures, and plans that are refused."""
+"""The report's files: the page, LaTeX, Markdown, CSV, and what the figures show."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from mdistiller.errors import DataError, MdistillerError
-from mdistiller.report import find_root, load_plan, write_report
+from mdistiller.errors import MdistillerError
+from mdistiller.experiments.tables.layouts import Row
+from mdistiller.report import write_report
 from mdistiller.report.contents import build
-from mdistiller.report.csv_files import cells_csv, runs_csv
-from mdistiller.report.document import Document, Table
-from mdistiller.report.figures import draw
-from mdistiller.report.latex import escape, to_latex
-from mdistiller.report.markdown import to_markdown
+from mdistiller.report.document import Document, Heading, Listing, Text, as_latex, render, table
+from mdistiller.report.figures import draw, save
+from mdistiller.report.figures.sensitivity import sensitivity_absolute, sensitivity_relative
+from mdistiller.report.figures.style import line_style
+from mdistiller.report.tables import cells_csv, runs_csv
 
-from .report_runs import column, rows_of, simulate, write_kd, write_plan
+from . import report_runs
+from .report_runs import COLUMNS, kd, rows_of, simulate, write_kd, write_run
 
 
 @pytest.fixture
@@ -32,27 +36,27 @@ def root(tmp_path) -> Path:
 
 
 class Balanced(HTMLParser):
-    """Fails on a tag that is not closed in turn; collects tables and outside references."""
+    """Fails on a tag that is not closed in turn; collects tables, links and pictures."""
 
     VOID = ("meta", "img", "br")
 
-    def __init__(self) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.outside: list[str] = []
-        self.pictures: list[str] = []
+        self.open, self.links, self.pictures, self.anchors = [], [], [], []
         self.widths: list[set[int]] = []
         self.tags: set[str] = set()
+        self.feed(page)
+        self.close()
+        assert self.open == []
 
     def handle_starttag(self, tag, attributes):
+        known = dict(attributes)
         self.tags.add(tag)
         if tag not in self.VOID:
             self.open.append(tag)
-        for name, value in attributes:
-            if name in ("src", "href") and not value.startswith("data:image/svg+xml;base64,"):
-                self.outside.append(value)
-            if name == "src":
-                self.pictures.append(value)
+        self.links += [known["href"]] if "href" in known else []
+        self.pictures += [known["src"]] if "src" in known else []
+        self.anchors += [known["id"]] if "id" in known else []
         if tag == "table":
             self.widths.append(set())
         if tag == "tr":
@@ -65,41 +69,27 @@ class Balanced(HTMLParser):
             self.widths[-1].add(self.cells)
 
 
+def two_methods(folder, epochs=13, trials=2, columns=COLUMNS[:2], **changed):
+    rows = rows_of("KD", "PKT")
+    simulate(folder, rows, columns, trials, epochs)
+    return report_runs.table(folder, rows, columns, trials, **changed)
+
+
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
-    root = tmp_path / "table1" / "digits"
-    columns = [column(0), {**column(1), "label": "<i>x → y"}]
-    plan = write_plan(root, rows_of(["KD", "PKT"]), columns, 2, title="A <b> & c")
-    simulate(root, plan, 13)
-    page = write_report(load_plan(root)).read_text()
-    parser = Balanced()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    assert parser.outside == []
-    assert len(parser.pictures) == 5
-    assert all(len(widths) == 1 for widths in parser.widths)
-    assert not parser.tags & {"script", "link", "iframe", "b", "i"}
-    assert "@import" not in page
-    assert "url(" not in page
-    names = {p.stem for p in (root / "report").glob("*.png")}
-    assert names == {"curves", "differences", "weights", "cosines", "equal_time"}
-    assert {p.stem for p in (root / "report").glob("*.svg")} == names
-
-
-def test_times_are_drawn_of_the_machine_that_has_most_rows(tmp_path):
-    root = tmp_path / "table1" / "digits"
-    plan = write_plan(root, rows_of(["KD", "PKT"]), [column(1)], 2)
-    simulate(root, plan, 3)
-    # The first row was trained elsewhere, in more trials than one of the others.
-    for trial in (0, 1):
-        path = root / f"kd-pair1-t{trial}" / "result.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "device": "another"}))
-    shutil.rmtree(root / "pkt-pair1-t1")
-    (figure,) = (d.figure for d in draw(load_plan(root), "last") if d.name == "equal_time")
-    lines = figure.axes[0].get_lines()
-    assert [x.get_label() for x in lines[:3]] == ["KD + ours", "PKT", "PKT + ours"]
-    # And where the fastest baseline that is drawn ended.
-    assert lines[3].get_xdata()[0] == max(lines[1].get_xdata())
+    results = two_methods(tmp_path / "table1", title="A <b> & c", dataset="digits")
+    text = write_report(results).read_text(encoding="utf-8")
+    page = Balanced(text)
+    assert "A &lt;b&gt; &amp; c" in text and "\\n" not in text
+    # Contents at the top, and nothing from outside.
+    assert page.links and set(page.links) <= {f"#{anchor}" for anchor in page.anchors}
+    assert len(page.pictures) == 5
+    assert all(x.startswith("data:image/svg+xml;base64,") for x in page.pictures)
+    assert all(len(widths) == 1 for widths in page.widths)
+    assert not page.tags & {"script", "link", "iframe", "b", "i"}
+    assert "@import" not in text and "url(" not in text
+    for kind in ("png", "svg"):
+        names = {p.stem for p in (tmp_path / "table1" / "report").glob(f"*.{kind}")}
+        assert names == {"curves", "differences", "weights", "cosines", "equal_time"}
 
 
 def test_the_same_runs_give_the_same_bytes_and_are_left_alone(root):
@@ -107,37 +97,55 @@ def test_the_same_runs_give_the_same_bytes_and_are_left_alone(root):
         return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
     before = contents(root)
-    first, second = (write_report(load_plan(root), root.parent / n).parent for n in "ab")
+    first, second = (write_report(kd(root), root.parent / n).parent for n in "ab")
     assert contents(first) == contents(second)
     assert contents(root) == before
+    shutil.rmtree(root / "kd-pair0-t0")
+    write_report(kd(root), first)
+    assert contents(first) != contents(second)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(root):
+    (root / "file").write_text("")
+    with pytest.raises(MdistillerError, match=r"cannot write into .* give another --out"):
+        write_report(kd(root), root / "file")
+
+
+def test_a_table_without_a_complete_run_is_reported(tmp_path):
+    page = write_report(kd(tmp_path)).read_text(encoding="utf-8")
+    assert "12 runs: 0 done, 0 running, 0 failed, 12 waiting" in page
+    assert list((tmp_path / "report").glob("*.png")) == []
+
+
+# ---- texts -----------------------------------------------------------------------------------
 
 
 def check_latex(text: str) -> None:
     assert text.isascii()
-    bare = re.sub(r"\\[{}]", "", text)
     depth = 0
-    for character in bare:
+    for character in re.sub(r"\\[{}]", "", text):
         depth += (character == "{") - (character == "}")
         assert depth >= 0
     assert depth == 0
     opened = []
     for what, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
-        opened.append(name) if what == "begin" else None
-        if what == "end":
+        if what == "begin":
+            opened.append(name)
+        else:
             assert opened.pop() == name
     assert opened == []
 
 
 def test_latex_is_balanced_and_rectangular(root):
     (root / "kd-pair0-t0" / "result.json").write_text("{")
-    text = to_latex(build(load_plan(root), "last", []))
+    text = render(build(kd(root), "last", {}), "tex")
     check_latex(text)
     tables = re.findall(r"\\begin\{table\}.*?\\end\{table\}", text, re.DOTALL)
     assert len(tables) >= 7
-    for table in tables:
-        assert all(rule in table for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+    for found in tables:
+        assert all(rule in found for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
         # Cells of several lines are tables themselves.
-        plain = re.sub(r"\\begin\{tabular\}\[.*?\\end\{tabular\}", "cell", table)
+        plain = re.sub(r"\\begin\{tabular\}\[.*?\\end\{tabular\}", "cell", found)
         (columns,) = re.findall(r"\\begin\{tabular\}\{([lr]+)\}", plain)
         rows = re.findall(r"^(.*) \\\\$", plain, re.MULTILINE)
         assert len(rows) >= 2
@@ -145,109 +153,130 @@ def test_latex_is_balanced_and_rectangular(root):
             assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
 
 
-@given(st.text(max_size=30))
+@given(st.text(max_size=30).filter(lambda text: "\n" not in text))
 def test_any_text_is_safe_in_latex(text):
-    done = escape(text)
+    done = as_latex(text)
     check_latex(done)
-    commands = re.sub(r"\\(text\w+|symbol|rightarrow|pm|times|alpha|beta|Delta|ldots)", "", done)
+    commands = re.sub(r"\\(text\w+|rightarrow|pm|times|alpha|beta|Delta|ldots)", "", done)
     # What is left of the special characters is escaped, or the dollar of our own mathematics.
     assert not re.search(r"(?<!\\)[&%#_]", commands)
     assert len(re.findall(r"(?<!\\)\$", done)) % 2 == 0
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20))
-def test_no_text_breaks_a_markdown_table(text):
-    table = Table("t", ("a", "b"), ((text, "x"),))
-    *_, line = to_markdown(Document("d", (table,))).rstrip("\n").split("\n")
+def test_no_text_breaks_a_table(text):
+    document = Document(text, (table(text, ("a", text), [(text, "x")]),))
+    *_, line = render(document, "md").rstrip("\n").split("\n")
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3
+    page = Balanced(render(document, "html"))
+    assert page.widths == [{2}]
+
+
+def test_every_block_is_in_every_rendering():
+    log = Listing(("```", "a_b"), verbatim=True)
+    blocks = Heading("One & two"), Text("three_four"), Listing(("5 < 6",)), log
+    pages = {kind: render(Document("T", blocks), kind) for kind in ("html", "md", "tex", "txt")}
+    assert "````\n```\na_b\n````" in pages["md"] and "## One & two" in pages["md"]
+    assert r"three\_four" in pages["tex"] and r"\item 5 \textless{} 6" in pages["tex"]
+    assert '<h2 id="one-two">One &amp; two</h2>' in pages["html"]
+    assert "One & two\n---------\n" in pages["txt"] and "\n  5 < 6\n" in pages["txt"]
 
 
 def test_csv_has_every_run_and_every_cell(root):
     shutil.rmtree(root / "kd-pair0-t0")
-    plan = load_plan(root)
-    runs = list(csv.DictReader(io.StringIO(runs_csv(plan))))
+    results = kd(root)
+    runs = list(csv.DictReader(io.StringIO(runs_csv(results))))
     assert len(runs) == 12
-    assert (runs[0]["state"], runs[0]["last_top1"], runs[0]["seed"]) == ("waiting", "", "0")
+    assert (runs[0]["state"], runs[0]["last_top1"], runs[0]["seed"]) == ("waiting", "", "")
     assert (runs[1]["last_top1"], runs[1]["best_epoch"], runs[1]["trial"]) == ("71.0", "2", "1")
-    cells = list(csv.DictReader(io.StringIO(cells_csv(plan))))
+    assert (runs[1]["method"], runs[1]["teacher"], runs[1]["seed"]) == ("KD", "resnet101", "1")
+    cells = list(csv.DictReader(io.StringIO(cells_csv(results))))
     assert [c["n"] for c in cells] == ["2", "3", "3", "3"]
     assert float(cells[0]["last_minus_paper"]) == pytest.approx(71.5 - 70)
     assert float(cells[1]["best_minus_paper"]) == pytest.approx(72 - 72)
     assert float(cells[2]["last_deviation"]) == pytest.approx(1.1)
 
 
-@pytest.mark.parametrize("kind", ["sensitivity", "preference"])
-def test_other_kinds_have_their_figures(tmp_path, kind):
-    if kind == "sensitivity":
-        rows = [
-            {**rows_of(["KD"])[0], "key": f"x{i}", "label": f"{i / 10}", "x": i / 10}
-            for i in (3, 5, 7)
-        ]
-    else:
-        rows = rows_of(["KD"])
-    plan = write_plan(tmp_path, rows, [column(0)], 2, kind=kind, printed=False)
-    simulate(tmp_path, plan, 3)
-    write_report(load_plan(tmp_path))
-    names = {p.stem for p in (tmp_path / "report").glob("*.png")}
-    expected = {
-        "sensitivity": {"sensitivity_relative", "sensitivity_absolute", "curves"},
-        "preference": {"preference", "curves", "differences", "weights", "cosines", "equal_time"},
-    }
-    assert names == expected[kind]
+# ---- figures ---------------------------------------------------------------------------------
 
 
-def test_a_plan_without_a_complete_run_is_reported(tmp_path):
-    write_plan(tmp_path, rows_of(["KD"]), [column(0)], 2)
-    page = write_report(load_plan(tmp_path)).read_text()
-    assert "4 runs: 0 done, 0 running, 0 failed, 4 waiting" in page
-    assert list((tmp_path / "report").glob("*.png")) == []
+def test_figures_are_labelled_and_lines_told_apart_without_colour(tmp_path):
+    results = two_methods(tmp_path, epochs=16, columns=COLUMNS)
+    drawn = {d.name: d.figure for d in draw(results, "last")}
+    axes = drawn["curves"].axes
+    assert sum(one.get_title() != "" for one in axes) == 5
+    lines = axes[0].get_lines()
+    looks = {(x.get_marker(), x.get_linestyle(), x.get_markerfacecolor()) for x in lines}
+    assert len(looks) == len(lines) == 4
+    for name, figure in drawn.items():
+        used = [one for one in figure.axes if one.axison]
+        assert any(one.get_xlabel() for one in used), name
+        if name != "differences":
+            assert any(one.get_ylabel() for one in used), name
+    # Mean over the two trials, in the last epoch.
+    assert lines[0].get_ydata()[-1] == pytest.approx(results.top1("kd", "pair0", "last").mean())
+    png, svg = save(drawn["weights"])
+    assert np.asarray(Image.open(io.BytesIO(png)).convert("L")).std() > 5
+    assert svg.rstrip().endswith(b"</svg>")
 
 
-@pytest.mark.parametrize(
-    ("change_plan", "message"),
-    [
-        (lambda p: p.pop("rows"), "no entry 'rows'"),
-        (lambda p: p.update(kind="x"), "kind 'x' is none of table"),
-        (lambda p: p["cells"][0].update(row="x"), "in no row and column"),
-        (lambda p: p["cells"].append(p["cells"][0]), "there twice"),
-        (lambda p: p["rows"][1].update(baseline="x"), "no row x to compare with"),
-        (lambda p: p["rows"].append(p["rows"][0]), "the same key"),
-        (lambda p: p["cells"][0].update(runs=None), "not a plan"),
-        (lambda p: p["cells"][0].update(printed="?"), "not a plan"),
-        (lambda p: p.update(rows=3), "not a plan"),
-    ],
-)
-def test_a_plan_that_contradicts_itself_is_refused(root, change_plan, message):
-    raw = json.loads((root / "plan.json").read_text())
-    change_plan(raw)
-    (root / "plan.json").write_text(json.dumps(raw))
-    with pytest.raises(DataError, match=message):
-        load_plan(root)
+def test_no_two_of_many_lines_look_alike():
+    styles = [line_style(i, dashed) for i in range(25) for dashed in (False, i < 10)]
+    looks = {(s["marker"], s["linestyle"], s["markerfacecolor"]) for s in styles}
+    assert len(looks) == 25 + 10
 
 
-def test_the_table_is_found_by_name_or_folder(root):
-    prefix = root.parents[1]
-    assert find_root("table1", prefix) == root
-    assert find_root("table1", prefix, "cifar100") == root
-    assert find_root(str(root)) == root
-    with pytest.raises(DataError, match="tables there: table1"):
-        find_root("table9", prefix)
-    with pytest.raises(DataError, match="no table1 on digits .* --dataset cifar100"):
-        find_root("table1", prefix, "digits")
-    shutil.copytree(root, root.with_name("digits"))
-    with pytest.raises(DataError, match=r"--dataset cifar100 \| digits"):
-        find_root("table1", prefix)
-    with pytest.raises(DataError, match="no plan.json"):
-        find_root(str(prefix))
+def test_times_are_drawn_of_the_machine_that_has_most_rows(tmp_path):
+    two_methods(tmp_path, epochs=3, columns=COLUMNS[1:2])
+    # The first row was trained elsewhere, in more trials than one of the others.
+    for trial in (0, 1):
+        path = tmp_path / f"kd-pair1-t{trial}" / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "device": "another"}))
+    shutil.rmtree(tmp_path / "pkt-pair1-t1")
+    results = report_runs.table(tmp_path, rows_of("KD", "PKT"), COLUMNS[1:2], 2)
+    (figure,) = (d.figure for d in draw(results, "last") if d.name == "equal_time")
+    lines = figure.axes[0].get_lines()
+    assert [x.get_label() for x in lines[:3]] == ["KD + ours", "PKT", "PKT + ours"]
+    # And where the fastest baseline that is drawn ended.
+    assert lines[3].get_xdata()[0] == max(lines[1].get_xdata())
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(root):
-    (root / "file").write_text("")
-    with pytest.raises(MdistillerError, match=r"cannot write into .* give another --out"):
-        write_report(load_plan(root), root / "file")
+def test_a_preference_has_its_figure(tmp_path):
+    rows = rows_of("KD")
+    simulate(tmp_path, rows, COLUMNS[:1], 2, 3)
+    results = report_runs.table(tmp_path, rows, COLUMNS[:1], 2, kind="preference", printed={})
+    names = {d.name for d in draw(results, "last")}
+    assert names == {"preference", "curves", "differences", "weights", "cosines", "equal_time"}
 
 
-def test_writing_again_replaces_the_files(root):
-    first = write_report(load_plan(root)).read_text()
-    shutil.rmtree(root / "kd-pair0-t0")
-    assert write_report(load_plan(root)).read_text() != first
+def sensitivity(folder: Path, weights=(3, 5, 7), method="RKD"):
+    rows = [Row(f"x{i}", f"{i / 10}", method, x=i / 10) for i in weights]
+    for i in weights:
+        for trial in (0, 1):
+            # Trials differ by 5 points, and by 0.2 in what a weight of 0.3 loses.
+            accuracy = 70 + 5 * trial - (0.4 + 0.2 * trial) * (i == 3) + 0.1 * (i == 7)
+            write_run(folder / f"x{i}-pair0-t{trial}", [accuracy], seed=trial)
+    return report_runs.table(folder, rows, COLUMNS[:1], 2, kind="sensitivity", printed={})
+
+
+def test_sensitivity_is_the_paired_difference_to_equal_weights(tmp_path):
+    results = sensitivity(tmp_path)
+    names = {d.name for d in draw(results, "last")}
+    assert names == {"sensitivity_relative", "sensitivity_absolute", "curves"}
+    (axes,) = sensitivity_relative(results, "last").axes
+    line, _, (bars,) = axes.containers[0]
+    assert np.allclose(line.get_ydata(orig=False), [-0.5, 0, 0.1])
+    # Paired: the 5 points between the trials are not in the bars.
+    half = [(s[1, 1] - s[0, 1]) / 2 for s in bars.get_segments()]
+    assert np.allclose(half, [0.2 / 2**0.5, 0, 0], atol=1e-9)
+    absolute = sensitivity_absolute(results, "last").axes[0]
+    assert np.allclose(absolute.containers[0][0].get_ydata(orig=False), [72.0, 72.5, 72.6])
+    (upper,) = absolute.child_axes
+    names = [tick.get_text() for tick in upper.get_xticklabels()]
+    assert names == ["0.6 : 1.4", "1.0 : 1.0", "1.4 : 0.6"]
+    # KD's weights are the importances themselves.
+    of_kd = sensitivity_absolute(sensitivity(tmp_path / "kd", method="KD"), "last")
+    assert of_kd.axes[0].child_axes == []
+    # One weight is no sensitivity, and without equal weights there are no differences.
+    assert sensitivity_absolute(sensitivity(tmp_path, weights=(3,)), "last") is None
+    assert sensitivity_relative(sensitivity(tmp_path, weights=(3, 7)), "last") is None

@@ -1,4 +1,4 @@
-"""Means, intervals and tests: hand-computed, against scipy, and how often intervals hold."""
+"""Means, intervals, tests, power: hand-computed, against scipy, and how often intervals hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mdistiller.report import numbers
-from mdistiller.report.statistics import holm, mean_interval, sign_test, spread
+from mdistiller.report.statistics import (
+    expected_half_width,
+    holm,
+    mean_interval,
+    sign_test,
+    spread,
+    trials_needed,
+    trials_to_add,
+)
 
 POINTS = st.floats(-5, 5).map(lambda x: round(x, 2))
 
@@ -148,3 +156,58 @@ def test_holm_lies_between_the_p_value_and_bonferroni(values):
         assert p <= q <= min(1.0, len(values) * p) + 1e-12
     assert min(adjusted) == pytest.approx(min(1.0, len(values) * min(values)))
     assert [p for _, p in sorted(zip(values, adjusted, strict=True))] == sorted(adjusted)
+
+
+# ---- power ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(5,), (5, 5), (3, 8), (2, 2, 9)])
+@pytest.mark.parametrize("seed", range(2))
+def test_trials_needed_are_the_smallest_by_scipy(seed, sizes):
+    rng = np.random.RandomState(seed)
+    groups = [rng.normal(0, 0.05 + 0.4 * rng.rand(), n) for n in sizes]
+    needed = trials_needed(groups)
+    variances = [np.var(g, ddof=1) for g in groups]
+
+    def width(n):
+        """Of n trials with exactly these deviations, by scipy's own interval."""
+        df = sum(variances) ** 2 / sum(v**2 / (n - 1) for v in variances)
+        error = np.sqrt(sum(v / n for v in variances)) / len(groups)
+        low, high = stats.t.interval(0.95, df, loc=0, scale=error)
+        return (high - low) / 2
+
+    assert width(needed) <= 0.15 + 1e-12
+    assert needed == 2 or width(needed - 1) > 0.15
+    assert expected_half_width(groups, needed) == pytest.approx(width(needed))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 9), (2, 5, 3), (6,)])
+def test_the_expected_width_is_that_of_the_interval_at_hand(sizes):
+    rng = np.random.RandomState(len(sizes))
+    groups = [rng.normal(0, 0.3, n) for n in sizes]
+    interval = mean_interval(groups)
+    assert expected_half_width(groups, sizes) == pytest.approx((interval.high - interval.low) / 2)
+    assert interval.half_width == pytest.approx(expected_half_width(groups, sizes))
+
+
+def test_trials_are_added_where_the_differences_scatter():
+    noisy, quiet = np.array([0.9, -0.9, 0.6, -0.6, 0.1]), np.array([0.1, 0.0, 0.05, 0.02, 0.03])
+    everywhere = trials_needed([noisy, quiet])
+    more, same = trials_to_add([noisy, quiet])
+    assert same == 5 < more
+    assert more + same < 2 * everywhere
+    assert expected_half_width([noisy, quiet], (more, same)) <= 0.15
+    assert expected_half_width([noisy, quiet], (more - 1, same)) > 0.15
+    assert trials_to_add([quiet, noisy]) == (same, more)
+    assert trials_to_add([quiet, quiet]) == (5, 5)
+    assert trials_to_add([noisy]) == (trials_needed([noisy]),)
+
+
+def test_no_deviation_no_power():
+    assert trials_needed([np.array([0.3])]) is None
+    assert trials_needed([]) is None
+    assert trials_needed([np.array([0.3, 0.3])]) == 2
+    assert trials_needed([np.array([0.0, 1e6])]) is None
+    assert trials_to_add([np.array([0.3])]) is None
+    assert trials_to_add([np.array([0.0, 1e6])]) is None
+    assert trials_to_add([np.array([0.0, 20.0])]) is None

@@ -1,25 +1,31 @@
-"""What a report says, in which order."""
+"""What a report says, in which order: the answer first, and every fact once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from .comparison import RULES, Comparison, at_equal_epochs, at_equal_time, compare_rows, costs
-from .document import Block, Document, Heading, Listing, Picture, Text
-from .dynamics import dynamics_tables
-from .facts import facts, state_lines
-from .figures import Drawn
-from .plan import Plan
+from .comparison import Comparison, compare
+from .document import Block, Document, Heading, Listing, Picture, Table, Text, render, write_files
+from .facts import facts
+from .figures import draw, save
+from .results import RULES, Results
 from .study import controls, longer, readings, tested
 from .tables import (
     RULE_TEXT,
     accuracy_table,
+    cells_csv,
     cost_table,
     difference_table,
+    dynamics_tables,
     pooled_table,
     power_table,
+    runs_csv,
     state_table,
 )
+
+# Within the table's folder, where no --out is given.
+FOLDER = "report"
 
 _INTERVAL = (
     "Differences are paired by trial: a row and its baseline start from the same student and see "
@@ -33,127 +39,169 @@ _INTERVAL = (
 )
 _TIME = (
     "A step of cross-batch weighting costs more than a vanilla one, so equal epochs are not equal "
-    "time. Here both runs of a pair get the training seconds of the faster one, and the slower one "
-    "counts with what it had reached in its last epoch complete by then; a pair whose slower run "
-    "had completed none is left out. Caveat: a run cut short "
-    "has not finished its learning-rate schedule, which usually brings the last points, so that "
-    "this comparison is hard on the slower method. The fair alternative is to train it anew with "
-    "fewer epochs (SOLVER.EPOCHS divided by the cost factor, SOLVER.LR_DECAY_STAGES alike), "
-    "or its baseline with more, as grid_d does. Times were taken while whatever else ran on "
-    "the machine; runs on different devices, with different numbers of threads, or that shared "
-    "their teacher with different numbers of others are left out."
+    "time. The fair comparison at equal time is a training with fewer epochs (SOLVER.EPOCHS "
+    "divided by the cost factor, SOLVER.LR_DECAY_STAGES alike), or a baseline with more, as grid_d "
+    "has. Times were taken while whatever else ran on the machine; runs on different devices, with "
+    "different numbers of threads, or that shared their teacher with different numbers of others "
+    "are left out."
 )
-_BY_THEN = {
-    "last": "last epoch complete by then",
-    "best": "best epoch by then, chosen on the test images themselves",
-}
+_ALIKE = "The best epoch is the last one in every run: both selection rules give these numbers."
 
 
-def build(plan: Plan, rule: str, drawn: Sequence[Drawn]) -> Document:
+def write_report(results: Results, out: str | Path | None = None, rule: str = "last") -> Path:
+    """Write report.html, .md, .tex, .csv, cells.csv and the figures as PNG and SVG.
+
+    Args:
+        out: folder, made if missing; files in it are replaced. None: ``report`` in the table's.
+        rule: which selection rule comes first, "last" or "best" epoch.
+
+    Returns:
+        The page, ``report.html``.
+
+    Raises:
+        MdistillerError: the folder cannot be written.
+    """
+    folder = results.root / FOLDER if out is None else Path(out)
+    drawn = list(draw(tested(results), rule))
+    document = build(results, rule, {d.name: Picture(d.name, d.caption) for d in drawn})
+    images = {d.name: save(d.figure) for d in drawn}
+    files: dict[str, str | bytes] = {
+        "report.html": render(document, "html", {name: svg for name, (_, svg) in images.items()}),
+        "report.md": render(document, "md"),
+        "report.tex": render(document, "tex"),
+        "report.csv": runs_csv(results),
+        "cells.csv": cells_csv(results),
+    }
+    for name, (png, svg) in images.items():
+        files |= {f"{name}.png": png, f"{name}.svg": svg}
+    write_files(folder, files)
+    return folder / "report.html"
+
+
+def build(results: Results, rule: str, pictures: Mapping[str, Picture]) -> Document:
     """The report.
 
     Args:
         rule: the selection rule that comes first, "last" or "best" epoch.
-        drawn: figures, whose files lie beside the report.
+        pictures: by the names of :mod:`~.figures`; a name that is missing was not drawn.
     """
-    rules = sorted(RULES, key=lambda r: r != rule)
-    pictures = {d.name: Picture(d.name, d.caption) for d in drawn}
-    whole, plan = plan, tested(plan)
+    title = f"{results.title} ({results.name} on {results.dataset})"
+    part = tested(results)
+    rules = selection_rules(part, rule)
+    found = compared(part, rules)
     blocks = [
-        *_state(whole),
-        *_accuracy(plan, rules, pictures),
-        *_which(whole),
-        *_differences(plan, rules, pictures),
-        *readings(whole, rules),
-        *controls(whole, rules),
-        *_dynamics(plan, pictures),
-        *_equal_time(plan, rules, pictures),
-        *longer(plan, rules),
+        *_counts(results),
+        *answer(part, found),
+        *_accuracy(part, rules, pictures),
+        *_details(part, found, pictures),
+        *readings(results, rule),
+        *controls(results, rule),
+        *_dynamics(part, pictures),
+        *_cost(part, pictures),
+        *longer(part, rule),
+        Heading("How these numbers were made"),
+        Listing(facts(part)),
+        *_states(results),
     ]
-    return Document(f"{plan.title} ({plan.table} on {plan.dataset})", tuple(blocks))
+    return Document(title, tuple(blocks))
 
 
-def _state(plan: Plan) -> Iterator[Block]:
-    counts = ", ".join(f"{n} {state}" for state, n in plan.states.items())
-    yield Text(f"{len(plan.runs)} runs: {counts}. Only the done ones are counted below.")
-    if plan.remarks:
-        yield Listing(plan.remarks)
-    for state in ("broken", "failed"):
-        teachers = tuple(plan.teachers.values())
-        if lines := state_lines((*plan.runs, *teachers), state, plan.root):
-            yield Heading(f"{state.capitalize()} runs", 3)
-            if state == "broken":
-                yield Listing(tuple(dict.fromkeys(lines)))
-                continue
-            for run in dict.fromkeys(r.folder for r in (*plan.runs, *teachers) if r.state == state):
-                yield from _failure(next(r for r in (*plan.runs, *teachers) if r.folder == run))
+def selection_rules(results: Results, rule: str) -> list[str]:
+    """The rule that comes first, and the other one if it gives other numbers."""
+    done = results.done
+    alike = len(done) and (done["last_top1"] == done["best_top1"]).all()
+    return [rule] if alike else sorted(RULES, key=lambda r: r != rule)
 
 
-def _failure(run) -> Iterator[Block]:
-    yield Text(f"{run.folder.name}: {run.reason}; the end of its log:")
-    yield Listing(run.tail or ("(nothing)",), verbatim=True)
+def _counts(results: Results) -> Iterator[Block]:
+    counts = ", ".join(f"{n} {state}" for state, n in results.states.items())
+    yield Text(f"{len(results.runs)} runs: {counts}. Only the done ones are counted below.")
+    if results.remarks:
+        yield Listing(results.remarks)
 
 
-def _accuracy(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> Iterator[Block]:
+def compared(results: Results, rules: list[str]) -> dict[str, list[Comparison]]:
+    """Every row with its baseline by selection rules; nothing where no row has one."""
+    found = {rule: compare(results, results.compared, rule) for rule in rules}
+    return {rule: comparisons for rule, comparisons in found.items() if comparisons}
+
+
+def _what(rule: str) -> str:
+    return f"percentage points of test top-1, {RULE_TEXT[rule]}"
+
+
+def answer(results: Results, found: dict[str, list[Comparison]]) -> Iterator[Block]:
+    """Every row beside its baseline, in one table a selection rule."""
+    if found:
+        yield Heading("Difference to the baseline at equal epochs")
+    for rule, comparisons in found.items():
+        yield pooled_table(results, comparisons, f"Mean paired difference, {_what(rule)}")
+
+
+def _accuracy(
+    results: Results, rules: list[str], pictures: Mapping[str, Picture]
+) -> Iterator[Block]:
     yield Heading("Accuracy")
-    for rule in rules:
-        yield Heading(RULE_TEXT[rule].capitalize(), 3)
-        yield accuracy_table(plan, rule)
-        yield Listing(facts(plan))
+    yield from (accuracy_table(results, rule) for rule in rules)
+    if len(rules) < len(RULES):
+        yield Text(_ALIKE)
     names = ("preference", "sensitivity_relative", "sensitivity_absolute", "curves")
     yield from (pictures[name] for name in names if name in pictures)
 
 
-def _which(plan: Plan) -> Iterator[Block]:
-    if plan.states["done"] < len(plan.runs):
-        yield Heading("Which runs are there", 3)
-        yield state_table(plan)
-
-
-def _differences(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> Iterator[Block]:
-    found = {rule: compare_rows(plan, at_equal_epochs(rule)) for rule in rules}
-    if not any(found.values()):
+def _details(
+    results: Results, found: dict[str, list[Comparison]], pictures: Mapping[str, Picture]
+) -> Iterator[Block]:
+    if not found:
         return
-    yield Heading("Difference to the baseline at equal epochs")
-    yield Text(_INTERVAL.format(word=plan.column_word))
-    for rule, comparisons in found.items():
-        what = f"percentage points of test top-1, {RULE_TEXT[rule]}"
-        yield from _pooled_and_single(plan, comparisons, what, power=True)
+    word = results.column_word
+    yield Heading("How sure the differences are")
+    yield Text(_INTERVAL.format(word=word))
     if "differences" in pictures:
         yield pictures["differences"]
+    for rule, comparisons in found.items():
+        if len(results.columns) > 1:
+            caption = f"Paired difference (n) with its 95 % CI per {word}, {_what(rule)}"
+            yield difference_table(results, comparisons, caption)
+        if comparisons is next(iter(found.values())):
+            yield power_table(results, comparisons, _what(rule))
 
 
-def _pooled_and_single(
-    plan: Plan, comparisons: list[Comparison], what: str, power: bool = False
-) -> Iterator[Block]:
-    yield pooled_table(plan, comparisons, f"Mean paired difference, {what}")
-    if power:
-        yield power_table(plan, comparisons, what)
-    caption = f"Paired difference (n) with its 95 % CI per {plan.column_word}, {what}"
-    yield difference_table(plan, comparisons, caption)
-
-
-def _dynamics(plan: Plan, pictures: dict[str, Picture]) -> Iterator[Block]:
-    found = [*dynamics_tables(plan)]
+def _dynamics(results: Results, pictures: Mapping[str, Picture]) -> Iterator[Block]:
+    found = [*dynamics_tables(results)]
     found += [pictures[name] for name in ("weights", "cosines") if name in pictures]
     if found:
         yield Heading("Weights and gradients over training")
         yield from found
 
 
-def _equal_time(plan: Plan, rules: list[str], pictures: dict[str, Picture]) -> Iterator[Block]:
-    found = {rule: compare_rows(plan, at_equal_time(rule)) for rule in rules}
-    measured = tuple(costs(plan))
-    if not measured:
-        return
-    yield Heading("At equal time")
-    yield Text(_TIME)
-    yield cost_table(plan, measured)
-    if not any(found.values()):
-        yield Text("No slower run had completed an epoch when the faster one ended.")
-        found = {}
-    for rule, comparisons in found.items():
-        what = f"percentage points at equal training time, {_BY_THEN[rule]}"
-        yield from _pooled_and_single(plan, comparisons, what)
+def _cost(results: Results, pictures: Mapping[str, Picture]) -> Iterator[Block]:
+    costs = cost_table(results)
+    if costs:
+        yield Heading("Time")
+        yield Text(_TIME)
+        yield costs
     if "equal_time" in pictures:
         yield pictures["equal_time"]
+
+
+def _states(results: Results) -> Iterator[Block]:
+    told = results.runs[results.runs["reason"] != ""].drop_duplicates("folder")
+    if results.states["done"] == len(results.runs) and told.empty:
+        return
+    yield Heading("Which runs are there")
+    yield state_table(results)
+    for run in told.sort_values("state").itertuples():
+        name = run.folder.name
+        if run.state == "failed":
+            yield Text(f"{name}: {run.reason}; the end of its log:")
+            yield Listing(run.tail or ("(nothing)",), verbatim=True)
+        else:
+            yield Listing((f"{name}: {run.state}, {run.reason}",))
+
+
+def answer_in_text(results: Results, rule: str) -> str:
+    """The table of accuracies and that of differences, for a terminal."""
+    part = tested(results)
+    blocks = accuracy_table(part, rule), *answer(part, compared(part, [rule]))
+    return render(Document("", tuple(b for b in blocks if isinstance(b, Table))), "txt")

@@ -20,6 +20,11 @@ def fixed(value: float | None, digits: int = 2, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def or_blank(value: float | None, sign: bool = False) -> str:
+    """:func:`fixed`, but blank for None and NaN."""
+    return "" if value is None or math.isnan(value) else fixed(value, sign=sign)
+
+
 def accuracy(values: Spread | None) -> str:
     """Mean ± sample deviation (n); blank where nothing was measured."""
     if values is None:

@@ -1,15 +1,20 @@
-"""Means, deviations, intervals and tests over trials; docs/report.md defines each in words."""
+"""Means, intervals, tests and their power over trials; docs/report.md defines each in words."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
+# What grids are to tell apart: half the length of an interval, in percentage points.
+HALF_WIDTH = 0.15
+# Beyond, a number of trials only says that there is no end of it.
+_MOST, _MOST_ADDED = 100_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Interval:
     p: float
     n: int
 
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
 
 def welch(variances: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
     """Standard error of the mean over C groups of their means, and its degrees of freedom.
@@ -70,7 +79,7 @@ def welch(variances: Sequence[float], counts: Sequence[int]) -> tuple[float, flo
 
 def t_reach(error: float, df: float) -> float:
     """Half the length of the two-sided 95 % t interval."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+    return float(special.stdtrit(df, (1 + LEVEL) / 2)) * error
 
 
 def mean_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
@@ -135,3 +144,62 @@ def sign_test(differences: Sequence[float]) -> Signs:
     n = better + worse
     p = float(stats.binomtest(better, n, 0.5).pvalue) if n else math.nan
     return Signs(better, worse, len(differences) - n, p)
+
+
+# ---- power -----------------------------------------------------------------------------------
+
+
+def pooled_deviation(groups: Sequence[Sequence[float]]) -> float:
+    """Root of the mean variance (divisor n - 1) over groups of two values or more each."""
+    return float(np.sqrt(np.mean([np.var(g, ddof=1) for g in groups])))
+
+
+def expected_half_width(groups: Sequence[Sequence[float]], counts: int | Sequence[int]) -> float:
+    """Half-width of the interval of :func:`mean_interval` with other numbers of trials.
+
+    Args:
+        groups: paired differences, [C][n at hand], two or more in each, whose deviations count.
+        counts: trials n_c of each group, [C], or of every group; 2 or more.
+    """
+    variances = [np.var(g, ddof=1) for g in groups]
+    error, df = welch(variances, np.broadcast_to(np.asarray(counts), len(groups)))
+    return t_reach(error, df) if error else 0.0
+
+
+def trials_needed(groups: Sequence[Sequence[float]], width: float = HALF_WIDTH) -> int | None:
+    """The smallest number of trials a group with :func:`expected_half_width` <= ``width``.
+
+    Found by trying, since t itself depends on n.
+
+    Returns:
+        None if a group has fewer than two values, or if it is beyond all reason.
+    """
+    if not groups or min(map(len, groups)) < 2:
+        return None
+    # The half-width falls as n grows.
+    tried = range(2, _MOST)
+    index = bisect_left(tried, True, key=lambda n: expected_half_width(groups, n) <= width)
+    return tried[index] if index < len(tried) else None
+
+
+def trials_to_add(
+    groups: Sequence[Sequence[float]], width: float = HALF_WIDTH
+) -> tuple[int, ...] | None:
+    """Trial counts with :func:`expected_half_width` <= ``width``, no less than those at hand.
+
+    Each further trial goes where it narrows the interval most, which is fewer trials than the
+    same number everywhere if the groups scatter differently.
+
+    Returns:
+        n_c of each group, [C]; None as in :func:`trials_needed`.
+    """
+    if trials_needed(groups, width) is None:
+        return None
+    counts = np.array([len(g) for g in groups])
+    steps = np.eye(len(groups), dtype=int)
+    while expected_half_width(groups, counts) > width:
+        if counts.sum() > _MOST_ADDED:
+            return None
+        candidates = [counts + step for step in steps]
+        counts = min(candidates, key=lambda c: expected_half_width(groups, c))
+    return tuple(counts.tolist())

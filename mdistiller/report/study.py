@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import pandas as pd
+
+from mdistiller.experiments.tables import Column
+from mdistiller.experiments.tables.layouts import Row
 from mdistiller.experiments.tables.study import (
     BEST_FIXED,
     CANDIDATES,
@@ -17,9 +21,9 @@ from mdistiller.experiments.tables.study import (
 )
 
 from . import numbers
-from .comparison import Comparison, at_equal_epochs, compare_rows, costs
-from .document import Block, Heading, Listing, Table, Text
-from .plan import Cell, Column, Plan, Row
+from .comparison import Comparison, compare, costs
+from .document import Block, Heading, Listing, Table, Text, table
+from .results import Results
 from .statistics import LEVEL, Spread, holm, spread
 
 _CONTROLS = (
@@ -56,96 +60,83 @@ class Choice:
     scores: dict[float, Spread]
 
 
-def choices(plan: Plan) -> list[Choice]:
+def choices(results: Results) -> list[Choice]:
     """For every column in which all weights were tried on held-out images, by their last epoch."""
-    rows = [row for row in plan.rows if row.variant == SELECTION]
+    rows = [row for row in results.rows if row.variant == SELECTION]
     found = []
-    for column in plan.columns:
-        scores = {
-            row.x: spread([run.accuracy("last") for run in plan.done(row, column)]) for row in rows
-        }
+    for column in results.columns:
+        scores = {row.x: spread(results.top1(row.key, column.key, "last")) for row in rows}
         if scores and None not in scores.values():
             best = max(scores, key=lambda x: (scores[x].mean, -x))
             found.append(Choice(column, best, scores))
     return found
 
 
-def tested(plan: Plan) -> Plan:
-    """The plan without runs on held-out images, and with a row of the weights they chose.
+def tested(results: Results) -> Results:
+    """The results without runs on held-out images, and with a row of the weights they chose.
 
     What the runs of :data:`SELECTION` rows call test accuracy is that on held-out images.
     """
-    rows = [row for row in plan.rows if row.variant != SELECTION]
-    if len(rows) == len(plan.rows):
-        return plan
-    kept = {row.key for row in rows}
-    cells = [cell for cell in plan.cells if cell.row in kept]
+    rows = [row for row in results.rows if row.variant != SELECTION]
+    if len(rows) == len(results.rows):
+        return results
+    runs = results.runs[results.runs["row"].isin([row.key for row in rows])]
     by_weight = {row.x: row for row in rows if row.x is not None}
-    chosen = [(c, by_weight[c.x]) for c in choices(plan) if c.x in by_weight]
+    chosen = [(c, by_weight[c.x]) for c in choices(results) if c.x in by_weight]
     if chosen:
         label = "control 5: KD, best fixed weights"
         baseline = next((r.baseline for r in rows if r.baseline), None)
         rows.append(Row(BEST_FIXED, label, "KD", CONTROL, baseline, None))
-        cells += [
-            Cell(BEST_FIXED, choice.column.key, None, plan.done(row, choice.column))
-            for choice, row in chosen
-        ]
-    return replace(plan, rows=tuple(rows), cells=tuple(cells))
+        again = [results.cell(row.key, choice.column.key) for choice, row in chosen]
+        runs = pd.concat([runs, *(cell.assign(row=BEST_FIXED) for cell in again)])
+    return replace(results, rows=tuple(rows), runs=runs.reset_index(drop=True))
 
 
-def controls(plan: Plan, rules: list[str]) -> Iterator[Block]:
+def controls(results: Results, rule: str) -> Iterator[Block]:
     """The controls, with what each of them rules out; nothing where there are none.
 
     Args:
-        plan: with the runs on held-out images.
-        rules: selection rules, of which the first is used.
+        results: with the runs on held-out images.
     """
-    part = tested(plan)
-    tables = [table for key in RULES_OUT_OF for table in _controls_of(part, key, rules[0])]
+    part = tested(results)
+    tables = [found for key in RULES_OUT_OF if (found := _controls_of(part, key, rule))]
     if not tables:
         return
     yield Heading("Controls")
     yield Text(_CONTROLS)
     yield from tables
-    yield from _selection(plan)
+    yield from _selection(results)
 
 
-def _controls_of(plan: Plan, key: str, rule: str) -> Iterator[Table]:
+def _controls_of(results: Results, key: str, rule: str) -> Table | None:
     """The row ``key`` minus each of its controls, if there are any."""
-    source, present = _source_and(plan, key, RULES_OUT_OF[key])
+    source = results.by_key.get(key)
+    present = [results.by_key[k] for k in RULES_OUT_OF[key] if k in results.by_key]
     if source is None or not present:
-        return
-    found = _differences(plan, [(source, row) for row in present], rule)
-    lines = tuple(
-        (row.label, RULES_OUT_OF[key][row.key], *_difference(found.get((key, row.key))))
-        for row in present
-    )
-    head = ("control", "rules out", *_difference_head(plan.column_word))
+        return None
+    found = {c.other.key: c for c in compare(results, [(source, row) for row in present], rule)}
+    lines = [
+        (row.label, RULES_OUT_OF[key][row.key], *_difference(found.get(row.key))) for row in present
+    ]
+    head = ("control", "rules out", *_difference_head(results.column_word))
     caption = f"{source.label} minus control, percentage points of test top-1, {rule} epoch"
-    yield Table(caption, head, lines, labels=2)
+    return table(caption, head, lines, labels=2)
 
 
-def readings(plan: Plan, rules: list[str]) -> Iterator[Block]:
-    """The other readings against the shipped one, and whether it should give way to one of them.
-
-    Args:
-        rules: selection rules, of which the first is used.
-    """
-    source, present = _source_and(plan, SOURCE, CANDIDATES)
+def readings(results: Results, rule: str) -> Iterator[Block]:
+    """The other readings against the shipped one, and whether it should give way to one of them."""
+    source = results.by_key.get(SOURCE)
+    present = [results.by_key[key] for key in CANDIDATES if key in results.by_key]
     if source is None or not present:
         return
-    rule = rules[0]
-    found = _differences(plan, [(row, source) for row in present], rule)
-    adjusted = holm([entry.pooled.p for entry in found.values()])
-    judged = list(zip(found.values(), adjusted, strict=True))
+    found = compare(results, [(row, source) for row in present], rule)
+    judged = list(zip(found, holm([entry.pooled.p for entry in found]), strict=True))
     yield Heading("Readings")
     yield Text(_READINGS.format(source=source.label, level=1 - LEVEL))
-    lines = tuple(
-        (entry.row.label, *_difference(entry), numbers.probability(p)) for entry, p in judged
-    )
-    head = ("reading", *_difference_head(plan.column_word), "Holm's p")
+    lines = [(entry.row.label, *_difference(entry), numbers.probability(p)) for entry, p in judged]
+    head = ("reading", *_difference_head(results.column_word), "Holm's p")
     caption = f"Reading minus {source.label}, percentage points of test top-1, {rule} epoch"
-    yield Table(caption, head, lines)
+    yield table(caption, head, lines)
     better = [
         (entry.pooled.mean, entry.row.label)
         for entry, p in judged
@@ -155,58 +146,27 @@ def readings(plan: Plan, rules: list[str]) -> Iterator[Block]:
     yield Listing((f"by the rule, {verdict}",))
 
 
-def longer(plan: Plan, rules: list[str]) -> Iterator[Block]:
-    """Weightings against KD that is trained for about as long as they are.
-
-    Args:
-        rules: selection rules, of which the first is used.
-    """
-    other = next((row for row in plan.rows if row.variant == LONGER), None)
+def longer(results: Results, rule: str) -> Iterator[Block]:
+    """Weightings against KD that is trained for about as long as they are."""
+    other = next((row for row in results.rows if row.variant == LONGER), None)
     if other is None:
         return
-    rule = rules[0]
-    rows = [row for row in plan.rows if row.baseline == other.baseline and row != other]
-    found = _differences(plan, [(row, other) for row in rows], rule)
+    rows = [row for row in results.rows if row.baseline == other.baseline and row != other]
+    found = compare(results, [(row, other) for row in rows], rule)
     if not found:
         return
     factors: dict[str, list[str]] = {}
-    for cost in costs(plan):
+    for cost in costs(results):
         factors.setdefault(cost.row.key, []).append(f"{cost.factor:.2f}")
     yield Heading(f"Beside {other.label}")
     yield Text(_LONGER.format(times=TIMES_LONGER))
-    head = ("method", "cost factor", *_difference_head(plan.column_word))
-    lines = tuple(
-        (entry.row.label, ", ".join(factors.get(key, [])) or numbers.NONE, *_difference(entry))
-        for (key, _), entry in found.items()
-    )
-    caption = f"Row minus {other.label}, percentage points of test top-1, {rule} epoch"
-    yield Table(caption, head, lines)
-
-
-def _source_and(plan: Plan, source: str, keys: Iterable[str]) -> tuple[Row | None, list[Row]]:
-    """The row ``source``, and those of the rows ``keys`` that the plan has, in order."""
-    rows = {row.key: row for row in plan.rows}
-    return rows.get(source), [rows[key] for key in keys if key in rows]
-
-
-def _differences(
-    plan: Plan, wanted: list[tuple[Row, Row]], rule: str
-) -> dict[tuple[str, str], Comparison]:
-    """Comparisons of pairs of rows that need not be each other's baselines, by their keys."""
-    turned = {f"{row.key} / {other.key}": (row, other.key) for row, other in wanted}
-    rows = [replace(row, key=key, baseline=other) for key, (row, other) in turned.items()]
-    cells = [
-        replace(cell, row=key)
-        for key, (row, _) in turned.items()
-        for cell in plan.cells
-        if cell.row == row.key
+    head = ("method", "cost factor", *_difference_head(results.column_word))
+    lines = [
+        (c.row.label, ", ".join(factors.get(c.row.key, [])) or numbers.NONE, *_difference(c))
+        for c in found
     ]
-    asked = replace(plan, rows=(*plan.rows, *rows), cells=(*plan.cells, *cells))
-    return {
-        (turned[c.row.key][0].key, turned[c.row.key][1]): c
-        for c in compare_rows(asked, at_equal_epochs(rule))
-        if c.row.key in turned
-    }
+    caption = f"Row minus {other.label}, percentage points of test top-1, {rule} epoch"
+    yield table(caption, head, lines)
 
 
 def _difference_head(word: str) -> tuple[str, ...]:
@@ -221,26 +181,25 @@ def _difference(found: Comparison | None) -> tuple[str, ...]:
     return mean, numbers.bounds(pooled), numbers.probability(pooled.p), str(pooled.n)
 
 
-def _selection(plan: Plan) -> Iterator[Block]:
-    found = choices(plan)
+def _selection(results: Results) -> Iterator[Block]:
+    found = choices(results)
     if not found:
         return
-    weights = list(found[0].scores)
-    rows = tuple(
-        (f"{x:g} : {1 - x:.1g}", *(_score(choice, x) for choice in found)) for x in weights
-    )
+    lines = [
+        (
+            f"{x:g} : {1 - x:.1g}",
+            *(numbers.accuracy(c.scores[x]) + (" *" if x == c.x else "") for c in found),
+        )
+        for x in found[0].scores
+    ]
     caption = (
         "Accuracy in % on training images held out for this choice, last epoch: mean ± sample "
         "deviation (n); * marks the weights of cross-entropy and distillation that were chosen"
     )
-    yield Table(caption, ("weights ce : kd", *(c.column.label for c in found)), rows)
+    yield table(caption, ("weights ce : kd", *(c.column.label for c in found)), lines)
     yield Listing(
         (
             "the held-out images take no part in any training of students here; the teacher may "
             "have seen them, which is the same for all weights",
         )
     )
-
-
-def _score(choice: Choice, x: float) -> str:
-    return numbers.accuracy(choice.scores[x]) + (" *" if x == choice.x else "")

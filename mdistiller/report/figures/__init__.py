@@ -1,4 +1,4 @@
-"""The figures of a report, as functions from a plan to a matplotlib figure (or None)."""
+"""The figures of a report, as functions from results to a matplotlib figure (or None)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..plan import Plan
+from ..results import Results
 from .bars import differences, preference
-from .curves import accuracy_curves, equal_time
-from .dynamics import cosines, weights
+from .curves import accuracy_curves, cosines, equal_time, weights
 from .sensitivity import sensitivity_absolute, sensitivity_relative
 from .style import save, save_png
 
@@ -24,7 +23,7 @@ class Drawn:
     figure: Figure
 
 
-# Drawn where the plan has the runs for it; the text says what one sees and what the band is.
+# Drawn where there are the runs for it; the text says what one sees and what the band is.
 _BAND = "mean over trials, band (where lines are few): ± sample deviation"
 _FIGURES = (
     ("preference", preference, "Preference for the task or the distillation loss (Figure 4): "
@@ -51,14 +50,15 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def draw(plan: Plan, rule: str) -> Iterator[Drawn]:
-    """Every figure that the plan's complete runs allow.
+def draw(results: Results, rule: str, left_out: tuple[str, ...] = ()) -> Iterator[Drawn]:
+    """Every figure that the complete runs allow.
 
     Args:
         rule: "last" or "best" epoch, for the figures of final accuracies.
+        left_out: names of figures.
     """
     for name, function, caption in _FIGURES:
-        figure = function(plan, rule)
+        figure = function(results, rule) if name not in left_out else None
         if figure is not None:
             yield Drawn(name, caption.format(rule=rule), figure)
 

@@ -8,33 +8,32 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..comparison import Comparison, at_equal_epochs, compare_rows
-from ..plan import Plan
+from ..comparison import Comparison, compare
+from ..results import Results
 from ..statistics import Interval
-from .style import legend, line_style, row_styles, styled
+from .style import GREY, legend, line_style, row_styles, styled
 
-_GREY = "#50565e"
 # Times the median reach of the panels, beyond which one has a scale of its own.
 _FAR = 4
 # More rows than that have no panel each.
 _MANY = 10
 
 
-def preference(plan: Plan, rule: str) -> Figure | None:
+def preference(results: Results, rule: str) -> Figure | None:
     """A panel per column, a point per row (Figure 4); None for other kinds of tables."""
-    if plan.kind != "preference" or not any(r.state == "done" for r in plan.runs):
+    if results.kind != "preference" or results.done.empty:
         return None
     with styled():
-        width = max(5.0, 2.4 * len(plan.columns) + 1.0)
+        width = max(5.0, 2.4 * len(results.columns) + 1.0)
         figure = Figure(figsize=(width, 3.6), layout="constrained")
-        grid = figure.subplots(1, len(plan.columns), squeeze=False)[0]
-        for axes, column in zip(grid, plan.columns, strict=True):
-            for x, row in enumerate(plan.rows):
-                values = np.array([run.accuracy(rule) for run in plan.done(row, column)])
+        grid = figure.subplots(1, len(results.columns), squeeze=False)[0]
+        for axes, column in zip(grid, results.columns, strict=True):
+            for x, row in enumerate(results.rows):
+                values = results.top1(row.key, column.key, rule)
                 if len(values):
                     _draw_cell(axes, x, values, row.label)
             axes.set_title(column.label)
-            axes.set(xlim=(-0.6, len(plan.rows) - 0.4), xticks=[])
+            axes.set(xlim=(-0.6, len(results.rows) - 0.4), xticks=[])
             axes.grid(axis="x", visible=False)
         grid[0].set_ylabel(f"test top-1 in %, {rule} epoch")
         legend(figure, grid)
@@ -46,40 +45,40 @@ def _draw_cell(axes: Axes, x: int, values: np.ndarray, label: str) -> None:
     style = {**line_style(x), "linestyle": "none", "capsize": 4, "markersize": 7}
     bar = values.std(ddof=1) if len(values) > 1 else 0.0
     axes.errorbar(x, values.mean(), yerr=bar, label=label, **style)
-    axes.plot([x + 0.18] * len(values), values, ".", color=_GREY, markersize=4)
+    axes.plot([x + 0.18] * len(values), values, ".", color=GREY, markersize=4)
 
 
-def differences(plan: Plan, rule: str) -> Figure | None:
+def differences(results: Results, rule: str) -> Figure | None:
     """A panel per row with a baseline: each column's difference, and the mean of several below.
 
     Of many rows a panel per column, and a line in it per row.
     """
-    found = compare_rows(plan, at_equal_epochs(rule))
+    found = compare(results, results.compared, rule)
     if not found:
         return None
     if len(found) > _MANY:
-        return _differences_of_many(plan, found)
+        return _differences_of_many(results, found)
     with styled():
         across = min(len(found), 5)
         down = -(-len(found) // across)
         # Of one column the mean over columns is that column's.
-        lines = len(plan.columns) + (len(plan.columns) > 1)
+        lines = len(results.columns) + (len(results.columns) > 1)
         height = 0.26 * lines + 1.1
         figure = Figure(figsize=(max(2.3 * across + 1.6, 6), height * down), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
-        styles = row_styles(plan)
-        names = [*(c.label for c in plan.columns), f"mean over {plan.column_word}s"][:lines]
+        styles = row_styles(results)
+        names = [*(c.label for c in results.columns), f"mean over {results.column_word}s"][:lines]
         for axes, comparison in zip(grid.flat, found, strict=False):
-            intervals = [comparison.intervals.get(c.key) for c in plan.columns]
+            intervals = [comparison.intervals.get(c.key) for c in results.columns]
             colour = styles[comparison.row.key]["color"]
             for y, interval in enumerate([*intervals, comparison.pooled][:lines]):
                 if interval is not None:
                     marker = "D" if y == len(intervals) else "o"
                     _draw_interval(axes, y, interval, colour, marker)
-            axes.axvline(0, color=_GREY, linewidth=0.9)
+            axes.axvline(0, color=GREY, linewidth=0.9)
             if lines > len(intervals):
                 axes.axhline(len(intervals) - 0.5, color="#b6bac0", linewidth=0.8)
-            title = f"{comparison.row.label}\nminus {comparison.baseline.label}"
+            title = f"{comparison.row.label}\nminus {comparison.other.label}"
             axes.set_title(title)
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
@@ -102,24 +101,24 @@ def _share_scale(panels: Sequence[Axes]) -> None:
         axes.set_xlabel("percentage points\n(a scale of its own)")
 
 
-def _differences_of_many(plan: Plan, found: list[Comparison]) -> Figure:
-    columns = [(c.label, [one.intervals.get(c.key) for one in found]) for c in plan.columns]
+def _differences_of_many(results: Results, found: list[Comparison]) -> Figure:
+    columns = [(c.label, [one.intervals.get(c.key) for one in found]) for c in results.columns]
     if len(columns) > 1:
-        columns.append((f"mean over {plan.column_word}s", [one.pooled for one in found]))
+        columns.append((f"mean over {results.column_word}s", [one.pooled for one in found]))
     with styled():
         size = 2.6 * len(columns) + 3.2, 0.22 * len(found) + 1.1
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0]
-        styles = row_styles(plan)
+        styles = row_styles(results)
         for axes, (title, intervals) in zip(grid, columns, strict=True):
             for y, (one, interval) in enumerate(zip(found, intervals, strict=True)):
                 if interval is not None:
                     marker = "o" if axes is not grid[-1] or len(grid) == 1 else "D"
                     _draw_interval(axes, y, interval, styles[one.row.key]["color"], marker)
-            axes.axvline(0, color=_GREY, linewidth=0.9)
+            axes.axvline(0, color=GREY, linewidth=0.9)
             axes.set_title(title)
             axes.set_xlabel("percentage points")
-        names = [f"{one.row.label} minus {one.baseline.label}" for one in found]
+        names = [f"{one.row.label} minus {one.other.label}" for one in found]
         grid[0].set_yticks(range(len(names)), names)
         grid[0].set_ylim(len(names) - 0.5, -0.5)
     return figure

@@ -6,19 +6,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..plan import Column, Plan
-from .style import line_style, styled
+from mdistiller.experiments.tables import Column
+
+from ..results import Results
+from .style import GREY, line_style, styled
 
 # The weight at which a method's own weights apply.
 EQUAL = 0.5
 _SIZE = (6.6, 4.2)
 
 
-def sensitivity_relative(plan: Plan, rule: str) -> Figure | None:
+def sensitivity_relative(results: Results, rule: str) -> Figure | None:
     """Paired differences to equal weights; None without runs there."""
     lines = []
-    for column in _lines(plan):
-        points = accuracies(plan, column, rule)
+    for column in _lines(results):
+        points = accuracies(results, column, rule)
         equal = points.get(EQUAL, {})
         differences = {
             x: [value - equal[trial] for trial, value in trials.items() if trial in equal]
@@ -29,23 +31,23 @@ def sensitivity_relative(plan: Plan, rule: str) -> Figure | None:
     axes = _draw(lines, label)
     if axes is None:
         return None
-    axes.axhline(0, color="#50565e", linewidth=0.9)
+    axes.axhline(0, color=GREY, linewidth=0.9)
     return axes.figure
 
 
-def sensitivity_absolute(plan: Plan, rule: str) -> Figure | None:
+def sensitivity_absolute(results: Results, rule: str) -> Figure | None:
     """Accuracies, with the factors on the method's own weights on an axis above.
 
     KD has no such axis: its weights are the importances themselves.
     """
     lines = [
-        (column.label, {x: list(v.values()) for x, v in accuracies(plan, column, rule).items()})
-        for column in _lines(plan)
+        (column.label, {x: list(v.values()) for x, v in accuracies(results, column, rule).items()})
+        for column in _lines(results)
     ]
     axes = _draw(lines, "test top-1 in %")
     if axes is None:
         return None
-    if any(row.method == "KD" for row in plan.rows if row.x is not None):
+    if any(row.method == "KD" for row in results.rows if row.x is not None):
         return axes.figure
     with styled():
         upper = axes.secondary_xaxis("top")
@@ -57,17 +59,17 @@ def sensitivity_absolute(plan: Plan, rule: str) -> Figure | None:
     return axes.figure
 
 
-def accuracies(plan: Plan, column: Column, rule: str) -> dict[float, dict[int, float]]:
+def accuracies(results: Results, column: Column, rule: str) -> dict[float, dict[int, float]]:
     """Top-1 in percent of every trial at every weight of cross-entropy."""
     return {
-        row.x: {run.trial: run.accuracy(rule) for run in runs}
-        for row in sorted((r for r in plan.rows if r.x is not None), key=lambda r: r.x)
-        if (runs := plan.done(row, column))
+        row.x: dict(zip(runs["trial"], runs[f"{rule}_top1"], strict=True))
+        for row in sorted((r for r in results.rows if r.x is not None), key=lambda r: r.x)
+        if len(runs := results.cell(row.key, column.key))
     }
 
 
-def _lines(plan: Plan) -> tuple[Column, ...]:
-    return plan.columns if any(row.x is not None for row in plan.rows) else ()
+def _lines(results: Results) -> tuple[Column, ...]:
+    return results.columns if any(row.x is not None for row in results.rows) else ()
 
 
 def _draw(lines: list[tuple[str, dict[float, list[float]]]], label: str) -> Axes | None:

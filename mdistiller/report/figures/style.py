@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mdistiller.report.palette import COLOURS, MARKERS
+from ..palette import COLOURS, MARKERS
+from ..results import Results
 
-from ..plan import Plan, Row
+GREY = "#50565e"
 
 # No more panels side by side than a page shows readably.
 MAX_ACROSS = 4
@@ -88,22 +89,19 @@ def line_style(number: int, dashed: bool = False) -> dict[str, Any]:
     }
 
 
-def row_styles(plan: Plan) -> dict[str, dict[str, Any]]:
+def row_styles(results: Results) -> dict[str, dict[str, Any]]:
     """A style for every row: a colour a method, dashed and hollow for a baseline.
 
     Where all rows are of one method every row has a colour of its own.
     """
-    methods = list(dict.fromkeys(row.method for row in plan.rows))
-    variants = {(row.method, row.baseline is None) for row in plan.rows}
-    by_method = len(methods) > 1 and len(variants) == len(plan.rows)
+    methods = list(dict.fromkeys(row.method for row in results.rows))
+    variants = {(row.method, row.baseline is None) for row in results.rows}
+    by_method = len(methods) > 1 and len(variants) == len(results.rows)
+    baselines = {row.baseline for row in results.rows}
     return {
-        row.key: line_style(methods.index(row.method) if by_method else i, _is_baseline(plan, row))
-        for i, row in enumerate(plan.rows)
+        row.key: line_style(methods.index(row.method) if by_method else i, row.key in baselines)
+        for i, row in enumerate(results.rows)
     }
-
-
-def _is_baseline(plan: Plan, row: Row) -> bool:
-    return any(other.baseline == row.key for other in plan.rows)
 
 
 def panels(titles: Sequence[str], rows_each: int = 1) -> tuple[Figure, list[list[Axes]]]:
@@ -169,11 +167,6 @@ def draw_band(
         deviation = values.std(axis=0, ddof=1)
         low, high = mean - deviation, mean + deviation
         axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
-
-
-def epoch_axis(axes: Axes) -> None:
-    integer_ticks(axes)
-    axes.set_xlabel("epoch")
 
 
 def integer_ticks(axes: Axes) -> None:
