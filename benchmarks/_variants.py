@@ -63,7 +63,7 @@ class TrainerStep:
         batch = next(self.batches)
         result = self.trainer.step(batch, 1)
         self.steps += 1
-        self.meter.update(measure(result, batch.target), batch.images)
+        self.meter.update(measure(result, batch.target), len(batch.target))
         self.diagnostics.update(result.diagnostics)
         self.watch.update({**result.losses, **result.gradients}, self.steps)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdistiller.console import SteadyStream, steady_output
-from mdistiller.errors import MdistillerError
+from mdistiller.errors import MdistillerError, explained
 
 
 def exit_on_error(main: Callable[..., None]) -> Callable[..., None]:
@@ -35,6 +35,12 @@ def exit_on_error(main: Callable[..., None]) -> Callable[..., None]:
             except MdistillerError as error:
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(error.exit_code)
+            except (MemoryError, RuntimeError, OSError) as error:
+                known = explained(error)
+                if known is None:
+                    raise
+                print(f"error: {known}", file=sys.stderr)
+                sys.exit(known.exit_code)
             except KeyboardInterrupt:
                 print("error: interrupted", file=sys.stderr)
                 sys.exit(130)

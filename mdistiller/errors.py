@@ -1,8 +1,13 @@
 """Errors that a user can act on.
 
 Each carries a message of one line (what is wrong, and what to do) and the exit status
-with which a command-line tool ends when it meets it.
+with which a command-line tool ends when it meets it. :func:`explained` finds such a message for
+what a system reports when it runs out of something.
 """
+
+from __future__ import annotations
+
+import errno
 
 
 class MdistillerError(Exception):
@@ -43,3 +48,57 @@ class InterruptedRun(MdistillerError):
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+# What is said of lack of memory: by PyTorch on CPUs and devices, by C++, by oneDNN, by threads.
+_NO_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "could not create a memory",
+    "can't start new thread",
+)
+_NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "no space left on device: '/torch_")
+
+
+def explained(error: BaseException) -> MdistillerError | None:
+    """What to tell a user about ``error``, which is not the input's fault; None for a mistake.
+
+    Known are data that cannot be used (a DataError, as it is), too little memory, shared memory
+    or open files, and a process that reads images and was killed.
+    """
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, MdistillerError) or not isinstance(
+        error, (MemoryError, RuntimeError, OSError)
+    ):
+        return None
+    text = " ".join(str(error).split())
+    lower, number = text.lower(), getattr(error, "errno", None)
+    if any(words in lower for words in _NO_SHARED_MEMORY):
+        return DataError(
+            "the processes that read images have too little shared memory; lower "
+            "DATASET.NUM_WORKERS (0 needs none), or enlarge /dev/shm (docker run --shm-size)"
+        )
+    if number == errno.EMFILE or "too many open files" in lower:
+        return DataError(
+            "too many open files for the processes that read images; lower DATASET.NUM_WORKERS, "
+            "or raise the limit (ulimit -n)"
+        )
+    if "dataloader worker" in lower and ("killed" in lower or "exited" in lower):
+        return DataError(
+            "a process that reads images was killed, as systems do when memory is short; lower "
+            "DATASET.NUM_WORKERS or SOLVER.BATCH_SIZE"
+        )
+    if (
+        isinstance(error, MemoryError)
+        or number == errno.ENOMEM
+        or any(w in lower for w in _NO_MEMORY)
+    ):
+        return MdistillerError(
+            f"not enough memory ({text[:100] or type(error).__name__}); lower SOLVER.BATCH_SIZE or "
+            "DATASET.TEST.BATCH_SIZE, or use a smaller network"
+        )
+    return None

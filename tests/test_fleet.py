@@ -21,7 +21,7 @@ from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer
 from mdistiller.engine.cfg import experiment_name, load_cfg
 from mdistiller.engine.run import run_training
-from mdistiller.engine.rundir.lock import is_locked
+from mdistiller.engine.rundir.folder import is_locked
 from mdistiller.engine.rundir.records import RunRecord
 from mdistiller.engine.runtime.precision import FrozenTeacher
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError, NonFiniteError

@@ -9,7 +9,7 @@ import pytest
 
 from mdistiller.commands import reproduce
 from mdistiller.engine.cfg import dump_cfg, load_cfg
-from mdistiller.engine.rundir.lock import claim, is_locked
+from mdistiller.engine.rundir.folder import claim, is_locked
 from mdistiller.errors import CheckpointError, ConfigError
 from mdistiller.experiments import Request, describe, make_plan
 from mdistiller.experiments.estimate import disk_of, network_size, work_of

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mdistiller.dataset import build_model
-from mdistiller.engine.rundir.lock import is_locked
+from mdistiller.engine.rundir.folder import is_locked
 from mdistiller.experiments import Request, make_plan
 
 from .toys import FEW_DIGITS

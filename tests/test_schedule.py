@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mdistiller.engine.rundir.lock import claim, is_locked
+from mdistiller.engine.rundir.folder import claim, is_locked
 from mdistiller.errors import ConfigError
 from mdistiller.experiments import ALL, describe, make_plan
 from mdistiller.experiments.estimate import TimeModel

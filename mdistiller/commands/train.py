@@ -8,7 +8,7 @@ from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.config import CFG, load_cfg
 from mdistiller.console import output_is_optional
 from mdistiller.engine.run import run_training
-from mdistiller.engine.runtime.signals import end_on_sigterm
+from mdistiller.engine.runtime.signals import end_on_signals
 from mdistiller.listing import list_everything
 
 EXAMPLES = """examples:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         print(list_everything())
         return
     output_is_optional()
-    end_on_sigterm()
+    end_on_signals()
     deterministic = ["SOLVER.DETERMINISTIC", "True"] if args.deterministic else []
     cfg = load_cfg(args.cfg, [*args.opts, *deterministic])
     run_training(cfg, args.opts, args.resume, args.allow_changes)

@@ -152,7 +152,10 @@ CORE: dict[str, Settings] = {
             0.0, below_one, "of the supervised cross-entropy; never of the reference loss"
         ),
         "AMP": Setting(
-            "off", doc="bf16: the networks in bfloat16, see [performance](performance.md)"
+            "off",
+            one_of("off", "bf16", "auto"),
+            "bf16: the networks in bfloat16, see [performance](performance.md); auto: where the "
+            "hardware computes in it (a CPU without AVX512-BF16 or AMX takes eight times as long)",
         ),
         "CHANNELS_LAST": Setting(True, doc="memory layout, see [performance](performance.md)"),
         "FOLD_TEACHER": Setting(

@@ -6,7 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mdistiller.device import resolve_device
-from mdistiller.errors import DataError
+from mdistiller.errors import DataError, MdistillerError, explained
 from mdistiller.seeding import derive_seed
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
@@ -63,26 +63,49 @@ class FolderLoader(Loader):
         self, epoch: int, order: Tensor, start_batch: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         numbers = range(start_batch, len(self))
+        images = _SeededPass(self.dataset, (self.seed, self.name, epoch, "transform"))
         batches = DataLoader(
-            _SeededPass(self.dataset, (self.seed, self.name, epoch, "transform")),
+            images,
             batch_sampler=[order[self._rows(number)].tolist() for number in numbers],
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
-            collate_fn=_collate,
+            collate_fn=images.collate,
             worker_init_fn=_outlive_signals,
             # Without one of its own, a DataLoader would draw from the global generator.
             generator=self._generator(epoch, "workers"),
         )
-        for batch in _start_workers(batches):
-            if isinstance(batch, _Unreadable):
-                raise DataError(
-                    f"{batch.path}: cannot be read as an image ({batch.reason}), {batch.count}; "
-                    "replace or remove it, or set DATASET.SKIP_BROKEN True to leave out such images"
-                )
-            yield tuple(batch)
+        with _workers(batches) as reader:
+            for batch in reader:
+                if isinstance(batch, _Unusable):
+                    raise DataError(batch.message)
+                yield tuple(batch)
 
 
 _HELD = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def _workers(batches: DataLoader) -> Iterator[Iterator[Any]]:
+    """``iter(batches)``; its workers have ended after it, whatever was raised, by them or here.
+
+    Raises:
+        DataError: for what a worker raises; one line.
+    """
+    reader: Any = None
+    try:
+        reader = _start_workers(batches)
+        yield reader
+    except MdistillerError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise explained(error) or DataError(
+            f"images cannot be read or prepared ({reason[-1]}); look at the data and the transform"
+        ) from None
+    finally:
+        # By itself it does this when it is collected, which a traceback may put off for ever, and
+        # workers that outlive a SIGTERM would then be waited for at the end of the process.
+        getattr(reader, "_shutdown_workers", lambda: None)()
 
 
 def _start_workers(batches: DataLoader) -> Iterator[Any]:
@@ -113,7 +136,13 @@ class _Unreadable:
 
     path: str
     reason: str
-    count: str = ""
+
+
+@dataclass(frozen=True)
+class _Unusable:
+    """Takes the place of a batch that cannot be made."""
+
+    message: str
 
 
 class _SeededPass(Dataset):
@@ -130,6 +159,28 @@ class _SeededPass(Dataset):
         target = self.folder.samples[index][1]
         with _torch_seed(derive_seed(*self.seed_names, index)):
             return self.folder.transform(image), target, index
+
+    def collate(self, items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
+        """A batch of items, or why there is none."""
+        broken = [item for item in items if isinstance(item, _Unreadable)]
+        if broken:
+            return _Unusable(
+                f"{broken[0].path}: cannot be read as an image ({broken[0].reason}), like "
+                f"{len(broken)} of {len(items)} images of its batch; replace or remove it, or set "
+                "DATASET.SKIP_BROKEN True to leave out such images"
+            )
+        shapes = [tuple(image.shape) for image, _, _ in items]
+        other = next((n for n, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if other is not None:
+            (one, size), (two, differing) = (
+                (self.folder.samples[items[n][2]][0], "x".join(map(str, shapes[n])))
+                for n in (0, other)
+            )
+            return _Unusable(
+                f"{two} becomes {differing} (channels, height, width) but {one} {size}; images of "
+                "one batch must have one size: bring them to it"
+            )
+        return default_collate(items)
 
 
 class _Check(Dataset):
@@ -167,7 +218,8 @@ def leave_out_broken(folder: ImageFiles, num_workers: int) -> None:
         collate_fn=list,
         generator=torch.Generator(),  # lest it draws from the global one
     )
-    found = [result for batch in checks for result in batch]
+    with _workers(checks) as reader:
+        found = [result for batch in reader for result in batch]
     broken = [result for result in found if result is not None]
     if not broken:
         return
@@ -190,13 +242,6 @@ def _torch_seed(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(state)
-
-
-def _collate(items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
-    broken = [item for item in items if isinstance(item, _Unreadable)]
-    if broken:
-        return replace(broken[0], count=f"like {len(broken)} of {len(items)} images of its batch")
-    return default_collate(items)
 
 
 def folder_loaders(

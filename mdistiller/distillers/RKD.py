@@ -96,6 +96,7 @@ class RKD(Distiller):
     distances and angles together.
     """
 
+    relates_images = True
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),
         "DISTANCE_WEIGHT": Setting(25, doc="of the distance loss", kind="real"),

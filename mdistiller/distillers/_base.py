@@ -44,6 +44,10 @@ class Distiller(nn.Module):
     # Whether each process of a training may see its part of a batch only (torchrun).
     data_parallel = True
 
+    # Whether a loss relates the images of a batch to one another: its mean over the parts of a
+    # batch is then not that over the whole, so the number of processes changes the result.
+    relates_images = False
+
     @classmethod
     def check(cls, cfg: Config) -> None:
         """Refuse settings that cannot work together, before anything is loaded.

@@ -1,14 +1,20 @@
-"""What passes from a loader through a trainer to the loop."""
+"""What passes from a loader through a trainer to the loop, and what the loop asks of both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+
+from mdistiller.distillers import Distiller
+
+from .runtime.distributed import World
 
 # Puts what a loader yields on the device of the run.
 DeviceTransform = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -35,11 +41,6 @@ class Batch:
     step: int = 0
     fraction: float = 1.0
     auxiliary: Batch | None = None
-
-    @property
-    def images(self) -> int:
-        """How many images count."""
-        return len(self.target) if self.fraction else 0
 
     def inputs(self, epoch: int) -> dict[str, Any]:
         """A distiller's keyword arguments: what there is of this batch, and the epoch."""
@@ -73,6 +74,27 @@ class StepResult:
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     weights: tuple[Tensor, Tensor] | None = None
+
+
+class Trainable(Protocol):
+    """What the loop and its checkpoints ask of a trainer (``trainers/base.py`` says more)."""
+
+    cfg: Any
+    device: torch.device
+    world: World
+    distiller: Distiller
+    optimizer: Optimizer
+    train_loader: Iterable
+    val_loader: Iterable
+    experiment_name: str
+    log_path: Path
+    diagnostics_name: str
+    extra_results: dict[str, Any]
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+    def step(self, batch: Batch, epoch: int) -> StepResult: ...
+    def extra_state(self) -> dict[str, Any]: ...
+    def load_extra_state(self, state: dict[str, Any]) -> None: ...
 
 
 def to_device(

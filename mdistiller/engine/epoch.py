@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import StepResult
+from .batch import Batch, StepResult
 from .meters import DeviceMeter, accuracy
 from .runtime.finite import FiniteWatch
 
@@ -37,17 +37,17 @@ class EpochState:
         self.finite = FiniteWatch()
         self._weights: list[Tensor] = []
 
-    def add(
-        self, result: StepResult, target: Tensor, images: int, keep_weights: bool = False
-    ) -> None:
-        """One step on ``images`` images with the labels ``target`` [B]; stays on the device.
+    def add(self, result: StepResult, batch: Batch, keep_weights: bool = False) -> None:
+        """One step; stays on the device.
 
         Args:
             keep_weights: remember the two losses' weights in this step.
         """
+        # A stand-in for an empty part of a batch does not count.
+        images = len(batch.target) if batch.fraction else 0
         self.steps += 1
         self.images += images
-        self.metrics.update(measure(result, target), images)
+        self.metrics.update(measure(result, batch.target), images)
         self.diagnostics.update(result.diagnostics)
         self.window.update(result.diagnostics)
         self.finite.update({**result.losses, **result.gradients}, self.steps)

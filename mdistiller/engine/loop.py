@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NoReturn
 
-from mdistiller.errors import InterruptedRun
+from mdistiller.errors import CheckpointError, InterruptedRun, explained
 
+from .batch import Trainable
 from .epoch import EpochState
 from .meters import validate
 from .optim import adjust_learning_rate
+from .rundir.checkpoint import Checkpoints
 from .rundir.folder import open_folder
 from .rundir.progress import Progress
 from .rundir.records import NoRecord, RunRecord, read_metrics
 from .rundir.result import run_result
-from .rundir.saving import Checkpoints, Trainable
 from .runtime.clock import Clock
+from .runtime.precision import uses_bf16
 from .runtime.signals import StopDuringValidation, StopRequest
 
 # Steps between two looks at the running sums (a look waits for the device).
@@ -74,10 +76,10 @@ class Loop:
         """
         trainer, lock = self._trainer, None
         try:
-            with self._world.together():
+            with self._world.fail_together():
                 if self._world.is_writer:
                     lock = open_folder(trainer.log_path, keep=resume)
-            with self._world.together():
+            with self._world.fail_together():
                 self._checkpoints = Checkpoints(trainer, self._clock)
                 done, state = 0, EpochState()
                 if resume:
@@ -91,19 +93,20 @@ class Loop:
     def _epochs(self, done: int, state: EpochState) -> Generator[Position, None, dict[str, Any]]:
         trainer, kind = self._trainer, RunRecord if self._world.is_writer else NoRecord
         last = trainer.cfg.SOLVER.EPOCHS
-        with self._world.together():
-            self._record = kind(trainer.log_path, trainer.cfg, after_epoch=done)
-        self._progress = Progress(last, len(trainer.train_loader), first_epoch=done + 1)
+        with self._world.fail_together():
+            self._record = kind(trainer.log_path, trainer.cfg, done, self._checkpoints.entry)
+        self._length = len(trainer.train_loader)
+        self._progress = Progress(last, self._length, first_epoch=done + 1)
         try:
             for epoch in range(done + 1, last + 1):
                 entry = yield from self._epoch(epoch, state)
-                with self._world.together():
+                with self._world.fail_together():
                     self._record.epoch(entry, state.step_weights())
-                    self._checkpoints.save_epoch(epoch, state.window)
+                    self._checkpoints.save_epoch(entry, state.window)
                 self._progress.end_epoch(entry)
                 state = EpochState(state.window)
-            with self._world.together():
-                result = self._result()
+            result = self._world.from_writer(self._result)
+            with self._world.fail_together():
                 self._record.finish(result)
             return result
         except KeyboardInterrupt:
@@ -125,30 +128,57 @@ class Loop:
         lr = adjust_learning_rate(epoch, trainer.cfg, trainer.optimizer)
         self._progress.start_epoch(epoch, state.steps, state.images)
         trainer.distiller.train()
-        for batch in trainer.batches(epoch, state.steps):
-            result = trainer.step(batch, epoch)
-            state.add(result, batch.target, batch.images, keep_weights)
-            # The graph of the step must not outlive it: in a pause others train.
-            del batch, result
-            if state.steps % READ_EVERY == 0:
-                self._check_finite(epoch, state)
-                self._progress.step(state.steps, state.images, state.metrics.averages())
-            self._write_window(epoch, state)
+        batches, whole = trainer.batches(epoch, state.steps), True
+        try:
+            for batch in batches:
+                whole = False
+                result = trainer.step(batch, epoch)
+                state.add(result, batch, keep_weights)
+                # The graph of the step must not outlive it: in a pause others train.
+                del batch, result
+                whole = True
+                if state.steps % READ_EVERY == 0:
+                    self._check_finite(epoch, state)
+                    self._progress.step(state.steps, state.images, state.metrics.averages())
+                self._write_window(epoch, state)
+                state.seconds = self._clock() - began
+                # Here, so that a run asked to stop in the pause does so before another step.
+                yield epoch, state.steps
+                self._save_within(epoch, state)
+            # Waits for the device, so that the time is that of all steps.
+            self._check_finite(epoch, state)
             state.seconds = self._clock() - began
-            # Here, so that who is asked to stop in the pause does so before another step.
-            yield epoch, state.steps
-            self._save_within(epoch, state)
-        # Waits for the device, so that the time is that of all steps.
-        self._check_finite(epoch, state)
-        state.seconds = self._clock() - began
-        return self._entry(epoch, lr, state, self._validate(epoch, state))
+            validated = self._validate(epoch, state)
+        except Exception as error:
+            raise self._failure(error, epoch, state if whole else None) from None
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()
+        return self._entry(epoch, lr, state, validated)
+
+    def _failure(self, error: Exception, epoch: int, state: EpochState | None) -> Exception:
+        """What to raise for ``error``: one line where it is known what to do.
+
+        Args:
+            state: what is done of the epoch, if every step of it is whole; it is saved where data
+                or processes that read them have failed.
+        """
+        found = explained(error)
+        if found is None:
+            return error
+        if state is None or not state.steps or self._world.size > 1:
+            return found
+        self._save_step(epoch, state)
+        return type(found)(
+            f"{found}; epoch {epoch} is saved after its step {state.steps}, from where the same "
+            "command with --resume continues"
+        )
 
     def _entry(
         self, epoch: int, lr: float, state: EpochState, validated: tuple[float, float, float]
     ) -> dict[str, Any]:
         """The epoch's line of ``metrics.jsonl``."""
         top1, top5, loss = validated
-        best_top1, _ = self._checkpoints.compare(epoch, top1)
         entry = {
             "epoch": epoch,
             "lr": lr,
@@ -156,7 +186,7 @@ class Loop:
             "test_acc": top1,
             "test_acc_top5": top5,
             "test_loss": loss,
-            "best_acc": best_top1,
+            "best_acc": self._checkpoints.compare(epoch, top1),
             "steps": state.steps,
             "seconds": state.seconds,
             "images_per_second": sum(self._world.gather(state.images)) / state.seconds,
@@ -180,27 +210,27 @@ class Loop:
 
     def _check_finite(self, epoch: int, state: EpochState) -> None:
         """Raises NonFiniteError, in every process, if something was not finite in one."""
-        with self._world.together():
-            state.finite.check(epoch)
+        with self._world.fail_together():
+            state.finite.check(epoch, self._trainer.log_path / "latest")
 
     def _write_window(self, epoch: int, state: EpochState) -> None:
         """Every TENSORBOARD_FREQ steps, the diagnostics' means over these steps."""
-        trainer = self._trainer
-        total = (epoch - 1) * len(trainer.train_loader) + state.steps
-        if total % trainer.cfg.LOG.TENSORBOARD_FREQ:
+        total = (epoch - 1) * self._length + state.steps
+        if total % self._trainer.cfg.LOG.TENSORBOARD_FREQ:
             return
-        means, name = state.window.averages(), trainer.diagnostics_name
+        means, name = state.window.averages(), self._trainer.diagnostics_name
         self._record.scalars({f"{name}/{k}": v for k, v in means.items()}, total)
         state.window.reset()
 
     def _save_within(self, epoch: int, state: EpochState) -> None:
         """After a step: the checkpoint that is due or that a signal asks for."""
-        trainer = self._trainer
-        last = state.steps == len(trainer.train_loader)
+        last = state.steps == self._length
         # Asking the other processes takes time, so that is done now and then only.
-        if self._stop.agreed(self._world, now=last or state.steps % READ_EVERY == 0):
+        if self._world.size > 1 and (last or state.steps % READ_EVERY == 0):
+            self._stop.agree(self._world)
+        if self._stop.signal and (self._world.size == 1 or last or state.steps % READ_EVERY == 0):
             self._stop_here(epoch, state)
-        every = trainer.cfg.LOG.SAVE_EVERY_STEPS
+        every = self._trainer.cfg.LOG.SAVE_EVERY_STEPS
         # After its last step an epoch is about to be saved as a whole.
         if every and state.steps % every == 0 and not last:
             self._save_step(epoch, state)
@@ -213,17 +243,24 @@ class Loop:
     def _stop_here(self, epoch: int, state: EpochState) -> NoReturn:
         """Save and end the run, as a signal asks."""
         self._save_step(epoch, state)
-        with self._world.together():
+        with self._world.fail_together():
             raise self._stop.error(epoch, state.steps, self._trainer.log_path)
 
     def _result(self) -> dict[str, Any]:
         trainer = self._trainer
+        history = read_metrics(trainer.log_path)
+        if not history:
+            raise CheckpointError(
+                f"{trainer.log_path} has trained all its epochs, but nothing there says what "
+                "came out; evaluate its student_latest with tools/eval.py"
+            )
         return run_result(
             trainer.cfg,
             trainer.device,
             name=trainer.experiment_name,
-            history=read_metrics(trainer.log_path),
+            history=history,
             processes=self._world.size,
+            amp="bf16" if uses_bf16(trainer.cfg.SOLVER.AMP, trainer.device) else "off",
             best=self._checkpoints.best,
             seconds=self._checkpoints.seconds,
             **trainer.extra_results,

@@ -40,48 +40,54 @@ class DeviceMeter:
         self.reset()
 
     def reset(self) -> None:
-        self._names: tuple[str, ...] = ()
-        self._sums: Tensor | None = None
-        self._count = 0
-        self._continued = False
+        # Of each set of names, which is nearly always the same: sums and what they are divided by.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
 
     def update(self, values: dict[str, Tensor], n: int = 1) -> None:
-        """Add the scalars ``values``, each counting ``n`` times; the names stay the same."""
+        """Add scalars (shape [] or [1]) with weight ``n``."""
         if not values:
             return
+        names = tuple(values)
         stacked = torch.stack([v.detach().reshape(()) for v in values.values()])
-        # Double precision where there is any: an epoch adds up tens of thousands of numbers.
-        stacked = stacked.to(solve_dtype(stacked.device))
-        if self._continued and self._names != tuple(values):
-            # The checkpoint of a version that logged other quantities: its sums are of no use.
-            self.reset()
-        self._continued = False
-        if self._sums is None:
-            self._names, self._sums = tuple(values), torch.zeros_like(stacked)
-        self._sums += stacked * n
-        self._count += n
+        sums = self._sums.get(names)
+        if sums is None:
+            # Double precision where there is any: an epoch adds up tens of thousands of numbers.
+            dtype = solve_dtype(stacked.device)
+            sums = self._sums[names] = torch.zeros_like(stacked, dtype=dtype)
+            self._counts[names] = 0
+        sums += stacked.to(sums.dtype) * n
+        self._counts[names] += n
 
     def averages(self, world: World | None = None) -> dict[str, float]:
-        """The averages so far, of all processes of ``world``; one host read."""
-        if self._sums is None:
-            return {}
-        sums, count = self._sums, self._count
-        if world is not None and world.size > 1:
-            total = torch.cat([sums, sums.new_tensor([count])])
-            world.sum_([total])
-            sums, count = total[:-1], total[-1]
-        return dict(zip(self._names, (sums / count).tolist(), strict=True))
+        """Each name's average over the times it was given, in all processes of ``world``.
+
+        One host read.
+        """
+        totals: dict[str, list[float]] = {}
+        own = [(n, s.tolist(), self._counts[n]) for n, s in self._sums.items()]
+        for sets in [own] if world is None else world.gather(own):
+            for names, sums, count in sets:
+                for name, value in zip(names, sums, strict=True):
+                    total = totals.setdefault(name, [0.0, 0])
+                    total[0] += value
+                    total[1] += count
+        # Of a process whose only images were stand-ins nothing counts.
+        return {name: value / count for name, (value, count) in totals.items() if count}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types from which :meth:`load_state_dict` continues."""
-        sums = None if self._sums is None else self._sums.clone().cpu()
-        return {"names": list(self._names), "sums": sums, "count": self._count}
+        return {
+            "sets": [(list(n), s.clone().cpu(), self._counts[n]) for n, s in self._sums.items()]
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`; if other names follow, the averages begin anew."""
-        self._names = tuple(state["names"])
-        self._sums, self._count = state["sums"], state["count"]
-        self._continued = self._sums is not None
+        """Continue from :meth:`state_dict`, also an earlier version's with one set of names."""
+        sets = state.get("sets", ())
+        if state.get("sums") is not None:
+            sets = [(state["names"], state["sums"], state["count"])]
+        self._sums = {tuple(names): sums for names, sums, _ in sets}
+        self._counts = {tuple(names): count for names, _, count in sets}
 
 
 def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
@@ -109,20 +115,20 @@ def validate(
     Args:
         val_loader: yields (image [B, 3, H, W], target [B]).
         distiller: called as ``distiller(image=image)``, returns logits [B, C].
-        world: processes that each hold a piece of ``val_loader``; the result is over all.
+        world: processes that each see a part of ``val_loader``; the result is over all.
     """
     like = next(distiller.parameters())
     was_training = distiller.training
     distiller.eval()
     meter = DeviceMeter()
-    pieces = world is not None and world.size > 1
+    shards = world is not None and world.size > 1
     for number, (image, target, *_) in enumerate(val_loader):
         image = image.to(like, non_blocking=True)
         target = target.to(like.device, non_blocking=True)
         output = distiller(image=image)
         top1, top5 = accuracy(output, target, topk=(1, 5))
         loss = F.cross_entropy(output, target)
-        n = val_loader.count(number) if pieces else image.shape[0]
+        n = val_loader.count(number) if shards else image.shape[0]
         meter.update({"top1": top1, "top5": top5, "loss": loss}, n)
     distiller.train(was_training)
     means = meter.averages(world)

@@ -123,7 +123,7 @@ def run_training(
     keep_freed_memory()
     with joined_by_torchrun(cfg.SOLVER.DEVICE) as world:
         show_cfg(cfg)
-        with world.together():
+        with world.fail_together():
             trainer = build_trainer(cfg, opts)
         seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
         with name_nondeterministic():

@@ -13,7 +13,7 @@ from typing import IO, Any
 import mdistiller
 from mdistiller.config import Config, experiment_name, load_cfg, used_groups
 from mdistiller.config.names import hash_of, identity_settings, relevant
-from mdistiller.engine.rundir.lock import is_locked
+from mdistiller.engine.rundir.folder import is_locked
 from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.errors import ConfigError
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mdistiller.engine.rundir.lock import claim
+from mdistiller.engine.rundir.folder import claim
 from mdistiller.errors import DataError
 
 from .job import write_json

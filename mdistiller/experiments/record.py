@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mdistiller.config import used_groups
-from mdistiller.engine.rundir.lock import claim
+from mdistiller.engine.rundir.folder import claim
 from mdistiller.engine.rundir.records import WEIGHTS_FILE, read_lines, read_metrics
 from mdistiller.engine.rundir.result import source_commit
 from mdistiller.errors import DataError

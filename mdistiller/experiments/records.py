@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mdistiller.engine.rundir.lock import claim
+from mdistiller.engine.rundir.folder import claim
 from mdistiller.errors import DataError
 
 from .identity import run_id

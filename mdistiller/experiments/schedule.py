@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
-from mdistiller.engine.rundir.lock import claim, is_locked
+from mdistiller.engine.rundir.folder import claim, is_locked
 
 from .job import Job
 

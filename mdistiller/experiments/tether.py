@@ -38,7 +38,7 @@ def tether_to(parent: int) -> None:
 
 def wait_for_lock(job: Job) -> None:
     """Until what is left of an earlier process of ``job`` has ended, if that is soon."""
-    from mdistiller.engine.rundir.lock import is_locked
+    from mdistiller.engine.rundir.folder import is_locked
 
     deadline = time.monotonic() + _LOCK_SECONDS
     while is_locked(job.folder / ".lock") and time.monotonic() < deadline:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mdistiller.errors import CheckpointError
+
+# What a file system says that does not know an operation (network shares, FUSE, containers).
+UNSUPPORTED = frozenset(
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")
+    if hasattr(errno, name)
+)
 
 
 class _Recorder:
@@ -46,7 +55,7 @@ def whole_file(path: Path) -> Iterator[Any]:
             recorder = _Recorder(file)
             yield recorder
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
@@ -61,6 +70,18 @@ def write_text(path: Path, text: str) -> None:
     """:func:`whole_file` with ``text`` in UTF-8."""
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add ``text`` in UTF-8 to ``path`` and flush it to the disk.
+
+    Raises:
+        CheckpointError: as :func:`appending_to`.
+    """
+    with appending_to(path), path.open("ab") as file:
+        file.write(text.encode())
+        file.flush()
+        sync(file.fileno())
 
 
 @contextmanager
@@ -84,13 +105,27 @@ def cannot_write(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def sync(descriptor: int) -> None:
+    """Flush an open file or folder to the disk; a file system that cannot is no error."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warnings.warn(
+            f"the file system of this run cannot be told to write to its disk ({error.strerror}); "
+            "training goes on, but a power cut may cost the latest checkpoint",
+            stacklevel=2,
+        )
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in ``folder`` last through a power cut, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,21 +1,81 @@
-"""A run's folder: one process at a time, and never overwritten."""
+"""A run's folder: one process at a time, and never overwritten.
+
+The lock is our own because a report looks at it without taking it (:func:`is_locked`), and because
+it must vanish with a killed process and leave nothing to be removed by hand.
+"""
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from mdistiller.console import say
 from mdistiller.errors import MdistillerError
 
-from .files import remove_unfinished
-from .lock import claim
+from .files import UNSUPPORTED, remove_unfinished
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind: no protection there.
+    fcntl = None
+
+
+def claim(path: Path, *, wait: bool = False) -> IO[str] | None:
+    """Lock ``path`` (created if missing) until the returned file is closed.
+
+    The operating system releases the lock when the process ends, however it ends. Where the file
+    system has no locks there is a warning and no protection.
+
+    Args:
+        wait: until another process releases it.
+
+    Returns:
+        The open file, or None if another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    if fcntl is None:
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            file.close()
+            raise
+        warnings.warn(
+            f"the file system of {path.parent} has no locks ({error.strerror}): do not start a "
+            "second process there",
+            stacklevel=2,
+        )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process, this one included, holds a lock on ``path``; False where none can."""
+    if fcntl is None:
+        return False
+    # Shared, so that two processes that only look do not see each other.
+    with suppress(FileNotFoundError, NotADirectoryError), path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+    return False
 
 
 class RunLock:
-    """A lock on a folder that the operating system releases when its process ends.
-
-    A crash therefore leaves nothing behind that would have to be removed by hand.
-    """
+    """A lock on a folder that ends with its process, see :func:`claim`."""
 
     def __init__(self, folder: Path) -> None:
         self._file = claim(folder / ".lock")

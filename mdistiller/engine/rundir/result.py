@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -75,10 +76,13 @@ def source_commit() -> str | None:
     root = checkout()
     if root is None:
         return None
+    # GIT_DIR and its like, as set in a hook or by a tool, speak of another repository.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=root,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=10,

@@ -52,6 +52,29 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], allow: bool) -> lis
     return changes
 
 
+# With one of these changed, another batch would follow than the one that is due.
+_BATCHES = ("SOLVER.BATCH_SIZE", "EXPERIMENT.SEED", "PROCESSES", "DATASET.")
+
+
+def refuse_changes_within_an_epoch(changes: list[str], epoch: int, step: int) -> None:
+    """Refuse :func:`config_changes` of what decides on the batches, within an epoch.
+
+    Args:
+        epoch, step: where the checkpoint is; ``step`` steps of ``epoch`` are done.
+
+    Raises:
+        ConfigError: there are such changes.
+    """
+    found = [change for change in changes if change.startswith(_BATCHES)]
+    if found:
+        raise ConfigError(
+            f"the checkpoint is after step {step} of epoch {epoch}, within which "
+            f"{', '.join(found)} cannot be taken over: images would be left out or seen twice; "
+            "train to the end of the epoch as before, or continue from that of an earlier one "
+            "(copy epoch_N to latest)"
+        )
+
+
 def teacher_reference(cfg: Config, teacher: nn.Module | None) -> dict[str, str] | None:
     """Name, file and SHA-256 of the weights of a run's teacher; None without one."""
     if teacher is None:

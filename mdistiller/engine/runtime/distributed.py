@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -59,6 +59,18 @@ class World:
         _exchange(dist.all_gather_object, found, value)
         return found
 
+    def from_writer(self, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns in the first process, which alone calls it, in all of them.
+
+        If it fails there, all end as in :meth:`fail_together`.
+        """
+        if self.size == 1:
+            return make()
+        with self.fail_together():
+            found = [make() if self.is_writer else None]
+        _exchange(dist.broadcast_object_list, found, 0)
+        return found[0]
+
     def copy_buffers(self, module: nn.Module) -> None:
         """Give every process the first one's buffers, such as BatchNorm's running statistics."""
         if self.size == 1:
@@ -78,7 +90,7 @@ class World:
             )
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """If one process fails inside, all of them end here, and one of them says why."""
         if self.size == 1:
             yield
@@ -168,6 +180,6 @@ def shard_of(loader: Iterable, world: World, batch_size: int, able: dict[type, b
     return loader.piece(world.rank, world.size)
 
 
-def fraction_of(loader: Any, number: int, world: World) -> float:
+def fraction_of(loader: Any, number: int) -> float:
     """This process's part of the images in batch ``number`` (from 0) of ``loader``."""
-    return 1.0 if world.size == 1 else loader.count(number) / loader.whole(number)
+    return loader.count(number) / loader.whole(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,8 +39,11 @@ class FiniteWatch:
         """Continue from :meth:`state_dict`."""
         self._first = {tuple(names): first for names, first in state["first"]}
 
-    def check(self, epoch: int) -> None:
+    def check(self, epoch: int, checkpoint: Path | None = None) -> None:
         """Raise if anything was not finite so far.
+
+        Args:
+            checkpoint: what a run would continue from, if it exists.
 
         Raises:
             NonFiniteError: names the epoch, the step and what was not finite first.
@@ -54,7 +58,9 @@ class FiniteWatch:
             return
         step = min(found)[0]
         names = [name for s, name in found if s == step]
+        saved = checkpoint is not None and checkpoint.exists()
+        kept = f"{checkpoint} is from before" if saved else "no checkpoint was written yet"
         raise NonFiniteError(
-            f"not finite in epoch {epoch}, step {step}: {', '.join(names)}; training stopped, the "
-            "last checkpoint is from before; lower SOLVER.LR or look at the data and loss weights"
+            f"not finite in epoch {epoch}, step {step}: {', '.join(names)}; training stopped, "
+            f"{kept}; lower SOLVER.LR or look at the data and loss weights"
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests that the training loop answers where its state is whole."""
+"""Signals as requests that the training loop answers where its state is whole."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from mdistiller.errors import InterruptedRun
 
 from .distributed import World
 
-_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# What ends a run with its step saved: Ctrl-C, a scheduler's SIGTERM, and on systems that have them
+# a terminal that is gone, a batch system's warnings and a limit of CPU time.
+_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"} | {
+    getattr(signal, name): f"stopped by {name}"
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+}
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM are noted instead of ending the process.
+    """While entered, the signals that end a run are noted instead of ending the process.
+
+    Of those beside SIGINT and SIGTERM, one that is ignored (nohup) or has a handler of someone
+    else's is left as it is.
 
     Entered several times (by the members of a fleet), it acts until it was left as often.
 
@@ -42,7 +52,8 @@ class StopRequest:
         # What stopped an earlier training does not stop this one.
         self.signal, self.at_once = None, False
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in _NAMES}
+            ours = [s for s in _NAMES if s in _ALWAYS or signal.getsignal(s) in _FREE]
+            self._before = {s: signal.signal(s, self._note) for s in ours}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -60,20 +71,21 @@ class StopRequest:
         # The latest one decides on the exit status.
         self.signal = number
 
-    def agreed(self, world: World, now: bool) -> bool:
-        """Whether all processes of ``world`` are to stop; asked of them where ``now`` is true."""
-        if world.size > 1:
-            if not now:
-                return False
-            self.signal = max(number or 0 for number in world.gather(self.signal))
-        return bool(self.signal)
+    def agree(self, world: World) -> None:
+        """Let a signal that came to one process of ``world`` count for all of them."""
+        self.signal = max(number or 0 for number in world.gather(self.signal))
 
     def until(self, loader: Iterable) -> Iterator[Any]:
         """What ``loader`` yields; raises StopDuringValidation once a signal has come."""
-        for data in loader:
-            if self.signal:
-                raise StopDuringValidation
-            yield data
+        iterator = iter(loader)
+        try:
+            for data in iterator:
+                if self.signal:
+                    raise StopDuringValidation
+                yield data
+        finally:
+            # Ends a loader's worker processes.
+            getattr(iterator, "close", lambda: None)()
 
     def error(self, epoch: int, step: int, folder: Path) -> InterruptedRun:
         """What ends a run that is saved in ``folder``; with the shells' status, 130 or 143."""
@@ -88,13 +100,24 @@ class StopDuringValidation(Exception):
     """Leaves a validation pass on a :class:`StopRequest`; caught by the training loop."""
 
 
-def end_on_sigterm() -> None:
-    """Outside of a :class:`StopRequest`, let SIGTERM end the process with one line and 143."""
-    signal.signal(signal.SIGTERM, _end)
+def end_on_signals() -> None:
+    """Outside of a :class:`StopRequest`, let a signal end the process with one line.
+
+    The exit status is the shells', 143 for SIGTERM. What is ignored stays ignored.
+    """
+    for number in _NAMES:
+        # Python turns SIGINT into KeyboardInterrupt by itself.
+        if number != signal.SIGINT and signal.getsignal(number) in _FREE:
+            signal.signal(number, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise InterruptedRun(
-        "terminated while not training; the same command with --resume starts or continues the run",
+        f"{_NAMES[number]} while not training; the same command with --resume starts or continues "
+        "the run",
         128 + number,
     )
+
+
+# Handlers in whose place the run's own may be put.
+_FREE = (signal.SIG_DFL, _end)

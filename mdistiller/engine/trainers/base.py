@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mdistiller.config import Config, Settings
+from mdistiller.console import say
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
 from mdistiller.engine.batch import Batch, DeviceTransform, StepResult, epoch_of, to_device
@@ -66,6 +67,13 @@ class BaseTrainer:
         self._image_layout = prepare(self.distiller, cfg, self.device)
         self.world = World()
         self.train_loader, self.val_loader = map(self.shard, (train_loader, val_loader))
+        if self.world.size > 1 and self.distiller.relates_images:
+            say(
+                f"{type(self.distiller).__name__} relates the images of a batch to one another; "
+                f"with {self.world.size} processes each sees its own part only, so the result is "
+                "not that of one process",
+                "WARN",
+            )
         self.optimizer = self.init_optimizer(cfg)
         self.experiment_name = experiment_name
         self.log_path = Path(cfg.LOG.PREFIX) / experiment_name
@@ -92,8 +100,9 @@ class BaseTrainer:
         They depend on nothing that a step changes, so that one may look ahead.
         """
         place, first = self.device_transform(), self.first_step(epoch)
+        alone = self.world.size == 1
         for number, data in enumerate(epoch_of(self.train_loader, epoch, start), start):
-            fraction = fraction_of(self.train_loader, number, self.world)
+            fraction = 1.0 if alone else fraction_of(self.train_loader, number)
             yield Batch(*place(data), step=first + number, fraction=fraction)
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:

@@ -151,12 +151,12 @@ class CrossBatchTrainer(BaseTrainer):
         first = self.first_step(epoch)
         drawn = sum(map(self._solves, range(first, first + start)))
         auxiliary = _endless(self.auxiliary_loader, epoch, drawn)
-        place, world = self.device_transform(), self.world
+        place, alone = self.device_transform(), self.world.size == 1
         for batch in super().batches(epoch, start):
             # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
             if self._solves(batch.step):
                 number, data = next(auxiliary)
-                fraction = fraction_of(self.auxiliary_loader, number, world)
+                fraction = 1.0 if alone else fraction_of(self.auxiliary_loader, number)
                 batch.auxiliary = Batch(*place(data[:2]), step=batch.step, fraction=fraction)
             yield batch
 

@@ -30,12 +30,12 @@ def main(parent: int, members: list[str]) -> None:
 
 
 def _train(jobs: list) -> None:
-    from mdistiller.engine.runtime.signals import end_on_sigterm
+    from mdistiller.engine.runtime.signals import end_on_signals
     from mdistiller.errors import InterruptedRun, MdistillerError
 
     from .fleet import Fleet, Member
 
-    end_on_sigterm()
+    end_on_signals()
     for job in jobs:
         wait_for_lock(job)
     with ExitStack() as files:
