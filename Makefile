@@ -6,7 +6,7 @@ SEEDS ?= 0 1 2
 WORKERS ?= 2
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test test-lowest coverage audit lint format clean
+.PHONY: demo test test-slow test-lowest coverage audit lint format clean
 
 # Where this is set, as in many container images, each of the some hundred processes of the tests
 # would compile torch's modules anew: 2 s of CPU time a process.
@@ -28,6 +28,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+# Everything, also the proofs on many cases, of which "make test" has one each.
+test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 # The oldest versions that requirements.txt and pyproject.toml allow; Python 3.10 or 3.11 has wheels of all.

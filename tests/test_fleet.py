@@ -254,13 +254,13 @@ def test_who_changes_a_shared_tensor_changes_nothing_for_the_others(tmp_path, te
         assert_same(outcome(one), solo(name, *opts))
 
 
-def stop_in_step(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
-    """Send this process a signal in the ``step``-th step of any training from here on."""
+def stop_in_step(monkeypatch, steps: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal in the ``steps``-th step of any training from here on."""
     plain, done = BaseTrainer.step, Counter()
 
     def step(self, batch, epoch):
         done["steps"] += 1
-        if done["steps"] == step:
+        if done["steps"] == steps:
             os.kill(os.getpid(), number)
         return plain(self, batch, epoch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from mdistiller.dataset import ArrayLoader, ImageArray, Recipe
 from mdistiller.distillers import CRD, KD, Vanilla, distiller_dict
 from mdistiller.engine import trainer_dict
+from mdistiller.engine.rundir.checkpoint import random_state, set_random_state
 from mdistiller.errors import CheckpointError, ConfigError, InterruptedRun, NonFiniteError
 
 from .toys import CLASSES, ToyNet, batches, config, networks
@@ -295,6 +297,91 @@ def test_where_things_lie_may_change(tmp_path, monkeypatch):
     rest.train(resume=True)
     whole.train()
     assert_same(outcome(whole), outcome(rest))
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "group"),
+    [
+        ("vanilla", ("SOLVER.MOMENTUM", 0.5), {"momentum": 0.5}),
+        ("vanilla", ("SOLVER.WEIGHT_DECAY", 0.1), {"weight_decay": 0.1}),
+        ("vanilla", ("SOLVER.NESTEROV", True), {"nesterov": True}),
+        ("DOT", ("SOLVER.DOT.DELTA", 0.05), {"momentum": 0.85, "momentum_kd": 0.95}),
+        ("uncertainty", ("UNCERTAINTY.LR", 0.5), {"lr_scale": 10.0}),
+    ],
+)
+def test_changed_optimizer_settings_are_trained_with(tmp_path, case, change, group):
+    stopped(tmp_path, case)
+    shutil.copytree(tmp_path, tmp_path / "same")
+    changed, same = build(tmp_path, case, *change), build(tmp_path / "same", case)
+    changed.train(resume=True, allow_changes=True)
+    same.train(resume=True)
+    state = torch.load(tmp_path / "run" / "latest", weights_only=True)["optimizer"]
+    found = state["param_groups"][-1]
+    assert {key: found[key] for key in group} == pytest.approx(group)
+    a, b = outcome(changed)[0], outcome(same)[0]
+    assert not all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_another_optimizer_begins_anew(tmp_path, capsys):
+    stopped(tmp_path, "vanilla")
+    build(tmp_path, "vanilla", "SOLVER.TYPE", "AdamW").train(resume=True, allow_changes=True)
+    assert "moving averages begin anew" in capsys.readouterr().out
+
+
+def test_batches_of_another_size_wait_for_the_end_of_the_epoch(tmp_path):
+    """Within an epoch they would leave images out or repeat them."""
+    before = stopped(tmp_path, "vanilla")
+    for change in (("SOLVER.BATCH_SIZE", 16), ("EXPERIMENT.SEED", 1), ("DATASET.SUBSET", 7)):
+        with pytest.raises(ConfigError, match=f"after step 2 of epoch 2.*{change[0]}") as refused:
+            build(tmp_path, "vanilla", *change).train(resume=True, allow_changes=True)
+        assert "\n" not in str(refused.value)
+    assert (tmp_path / "run" / "latest").read_bytes() == before
+    build(tmp_path / "whole", "vanilla", "SOLVER.EPOCHS", 1).train()
+    rest = build(tmp_path / "whole", "vanilla", "SOLVER.BATCH_SIZE", 16)
+    assert rest.train(resume=True, allow_changes=True)["epochs"] == 3
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_other_signals_that_end_a_run_save_its_step(tmp_path, name):
+    number = getattr(signal, name)
+    part = build(tmp_path, "vanilla")
+    stop_after(part, 3, number)
+    with pytest.raises(InterruptedRun, match=f"{name} in epoch 1 after step 3") as ended:
+        part.train()
+    assert ended.value.exit_code == 128 + number
+    assert torch.load(tmp_path / "run" / "latest", weights_only=True)["step"] == 3
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_or_anothers_stays_so(tmp_path):
+    """nohup ignores SIGHUP; a launcher may have a use of its own for SIGUSR1."""
+    seen = []
+    for number, handler in (
+        (signal.SIGHUP, signal.SIG_IGN),
+        (signal.SIGUSR1, lambda *_: seen.append(1)),
+    ):
+        before = signal.signal(number, handler)
+        try:
+            trainer = build(tmp_path / str(number), "vanilla")
+            stop_after(trainer, 3, number)
+            assert trainer.train()["epochs"] == 3
+        finally:
+            signal.signal(number, before)
+    assert seen == [1]
+
+
+def test_random_states_of_more_gpus_than_there_are(monkeypatch):
+    """A checkpoint of a machine with four GPUs, continued where there is one."""
+    cpu, one, set_to = torch.device("cpu"), torch.device("cuda"), []
+    state = random_state(cpu)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, device: set_to.append((s, device)))
+    four = [torch.full((2,), n, dtype=torch.uint8) for n in range(4)]
+    set_random_state({**state, "cuda": four}, one)
+    set_random_state({**state, "cuda": four[:1]}, torch.device("cuda:3"))
+    set_random_state(state, one)
+    set_random_state({**state, "cuda": four}, cpu)
+    assert [(int(s[0]), d) for s, d in set_to] == [(0, one), (0, torch.device("cuda:3"))]
 
 
 def test_another_teacher_is_refused_even_if_its_file_has_the_same_name(tmp_path):

@@ -140,7 +140,7 @@ class ArrayLoader(Loader):
         corner, flip = self._draw(epoch, order)
         order = order.to(self.device)
         shape = self.dataset.images.shape[1:]
-        for batch in map(self._rows, range(start_batch, len(self))):
+        for batch in [self._rows(number) for number in range(start_batch, len(self))]:
             index = order[batch]
             window = self._windows.index_select(0, flip[batch]).add_(corner[batch, None])
             pixels = self._pixels.index_select(0, window.flatten())

@@ -121,7 +121,8 @@ class Loop:
     def _epoch(self, epoch: int, state: EpochState) -> Generator[Position, None, dict[str, Any]]:
         """The rest of a pass over the training set, and one over the validation set."""
         trainer = self._trainer
-        keep_weights = trainer.cfg.LOG.WEIGHTS
+        log, first = trainer.cfg.LOG, (epoch - 1) * self._length
+        keep_weights, frequency = log.WEIGHTS, log.TENSORBOARD_FREQ
         # In front of the pause, in which a fleet may already load the first batch for all.
         began = self._clock() - state.seconds
         yield epoch, state.steps
@@ -140,7 +141,8 @@ class Loop:
                 if state.steps % READ_EVERY == 0:
                     self._check_finite(epoch, state)
                     self._progress.step(state.steps, state.images, state.metrics.averages())
-                self._write_window(epoch, state)
+                if (first + state.steps) % frequency == 0:
+                    self._write_window(first + state.steps, state)
                 state.seconds = self._clock() - began
                 # Here, so that a run asked to stop in the pause does so before another step.
                 yield epoch, state.steps
@@ -213,13 +215,10 @@ class Loop:
         with self._world.fail_together():
             state.finite.check(epoch, self._trainer.log_path / "latest")
 
-    def _write_window(self, epoch: int, state: EpochState) -> None:
-        """Every TENSORBOARD_FREQ steps, the diagnostics' means over these steps."""
-        total = (epoch - 1) * self._length + state.steps
-        if total % self._trainer.cfg.LOG.TENSORBOARD_FREQ:
-            return
+    def _write_window(self, step: int, state: EpochState) -> None:
+        """The diagnostics' means over the last TENSORBOARD_FREQ steps, at ``step`` of the run."""
         means, name = state.window.averages(), self._trainer.diagnostics_name
-        self._record.scalars({f"{name}/{k}": v for k, v in means.items()}, total)
+        self._record.scalars({f"{name}/{k}": v for k, v in means.items()}, step)
         state.window.reset()
 
     def _save_within(self, epoch: int, state: EpochState) -> None:

@@ -130,6 +130,9 @@ class RunRecord:
 class NoRecord:
     """Stands for a :class:`RunRecord` in a process that leaves the writing to another one."""
 
+    def __init__(self, *args: Any) -> None:
+        pass
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
 

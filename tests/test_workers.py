@@ -1,0 +1,196 @@
+"""Whatever befalls the processes that read images, a run ends, with one line and its step saved."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import to_tensor
+
+from mdistiller.dataset import FolderLoader
+from mdistiller.distillers import Vanilla
+from mdistiller.engine import BaseTrainer
+from mdistiller.errors import DataError, MdistillerError, NonFiniteError, explained
+
+from .test_tools import ROOT, environment
+from .toys import CLASSES, ToyNet, batches, config
+
+SIDE, IMAGES = 16, 40
+
+
+class Transform:
+    """An image's tensor; ``fault`` is called in the process that reads image ``at``."""
+
+    def __init__(self, fault=None, at: int = 25) -> None:
+        self.fault, self.at = fault, at
+
+    def __call__(self, image):
+        if self.fault is not None and image.getpixel((0, 0))[0] == self.at:
+            self.fault()
+        return to_tensor(image)
+
+
+def folder(root, side_of_last: int = SIDE):
+    """Eight images of each class; the first pixel tells which one it is."""
+    for n in range(IMAGES):
+        side = side_of_last if n == IMAGES - 1 else SIDE
+        image = Image.new("RGB", (side, SIDE), (n, 100, 200))
+        path = root / "images" / f"class{n % CLASSES}" / f"{n:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return root / "images"
+
+
+def trainer(tmp_path, fault=None, workers: int = 2, side: int = SIDE, *opts) -> BaseTrainer:
+    images = ImageFolder(folder(tmp_path, side), Transform(fault))
+    train = FolderLoader(images, 4, num_workers=workers, pin_memory=False, train=True)
+    cfg = config(tmp_path, "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]", *opts)
+    torch.manual_seed(1)
+    return BaseTrainer("run", Vanilla(ToyNet()), train, list(batches(0)), cfg)
+
+
+def fails(tmp_path, fault, error=DataError, **options) -> str:
+    began = time.monotonic()
+    with pytest.raises(error) as ended:
+        trainer(tmp_path, fault, **options).train()
+    assert time.monotonic() - began < 60
+    assert "\n" not in str(ended.value)
+    return str(ended.value)
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises(error):
+    def fault() -> None:
+        raise error
+
+    return fault
+
+
+FAULTS = {
+    "killed": (killed, "was killed.*NUM_WORKERS"),
+    "a mistake in the transform": (raises(ValueError("so many\nlines")), "lines"),
+    "no shared memory": (
+        raises(RuntimeError("unable to allocate shared memory(shm) for file </torch_1>")),
+        "shared memory.*--shm-size",
+    ),
+    "no open files": (raises(OSError(errno.EMFILE, "Too many open files")), "ulimit -n"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_one_line_and_the_step_saved_whatever_happens_to_a_worker(tmp_path, name):
+    fault, words = FAULTS[name]
+    message = fails(tmp_path / "first", fault)
+    assert re.search(words, message), message
+    latest = tmp_path / "first" / "run" / "latest"
+    if latest.exists():  # the killed one may have been among the first
+        step = torch.load(latest, weights_only=True)["step"]
+        assert f"after its step {step}" in message
+    # Where the cause is gone, the run continues with the same bits.
+    rest, whole = trainer(tmp_path / "first"), trainer(tmp_path / "whole")
+    rest.train(resume=True)
+    whole.train()
+    a, b = rest.distiller.state_dict(), whole.distiller.state_dict()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_of_two_sizes_in_one_batch_are_named(tmp_path, workers):
+    message = fails(tmp_path, None, workers=workers, side=24)
+    assert "39.png becomes 3x16x24" in message or "39.png 3x16x24" in message
+    assert "3x16x16" in message
+
+
+def test_no_memory_in_a_step_is_one_line_and_saves_no_half_step(tmp_path):
+    for error in (
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ):
+        one = trainer(tmp_path, None, 0)
+        plain, steps = one.backward, []
+
+        def backward(batch, epoch, plain=plain, steps=steps, error=error):
+            steps.append(epoch)
+            if len(steps) == 3:
+                raise error
+            return plain(batch, epoch)
+
+        one.backward = backward
+        with pytest.raises(MdistillerError, match="not enough memory.*SOLVER.BATCH_SIZE") as ended:
+            one.train()
+        assert "\n" not in str(ended.value)
+        assert not (tmp_path / "run" / "latest").exists()
+
+
+def test_a_mistake_in_a_method_is_shown_as_what_it_is(tmp_path):
+    one = trainer(tmp_path, None, 0)
+    one.backward = lambda batch, epoch: [][0]
+    with pytest.raises(IndexError):
+        one.train()
+    for error in (ValueError("x"), RuntimeError("shapes do not match"), NonFiniteError("y")):
+        assert explained(error) is None
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from mdistiller.cli import exit_on_error
+from tests.test_workers import trainer, killed
+exit_on_error(lambda: trainer(Path(sys.argv[1]), *eval(sys.argv[2])).train())()
+"""
+
+
+@pytest.mark.parametrize("arguments", ["(killed, 2)", "(None, 1, 24)"])
+def test_the_process_ends(tmp_path, arguments):
+    """Workers outlive one SIGTERM, so whoever waits for them must end them itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), arguments],
+        cwd=ROOT,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_too_little_memory_for_a_real_run(tmp_path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "tools/train.py", "--cfg", "configs/digits/vanilla.yaml"),
+            *("LOG.PREFIX", str(tmp_path), "SOLVER.BATCH_SIZE", "1347"),
+            *("DISTILLER.STUDENT", "resnet110", "SOLVER.DEVICE", "cpu"),
+        ],
+        cwd=ROOT,
+        env=environment(),
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "error: not enough memory" in done.stderr
+    assert "Traceback" not in done.stderr
