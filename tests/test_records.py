@@ -1,265 +1,205 @@
-"""What a run leaves beside its checkpoints, where disks, records and services are not sound."""
+"""The records of runs: carried over without loss, each run once, and found by asking."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-import subprocess
-import sys
-import types
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
 
-from mdistiller.engine.rundir.checkpoint import save_checkpoint
-from mdistiller.engine.rundir.folder import claim, is_locked
-from mdistiller.engine.rundir.records import read_lines, read_metrics
-from mdistiller.engine.rundir.result import source_commit
-from mdistiller.errors import CheckpointError, ConfigError
-
-from .test_resume import STEPS, assert_same, build, outcome
-
-UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-
-
-def failing(number: int):
-    def call(*arguments):
-        raise OSError(number, os.strerror(number))
-
-    return call
-
-
-# ---- file systems that lack something --------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:the file system")
-@pytest.mark.parametrize("number", UNSUPPORTED)
-def test_a_file_system_without_locks_or_flushes_is_trained_on(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(fcntl, "flock", failing(number))
-    monkeypatch.setattr(os, "fsync", failing(number))
-    assert build(tmp_path, "vanilla").train()["epochs"] == 3
-    assert build(tmp_path, "vanilla", "SOLVER.EPOCHS", 4).train(True, True)["epochs"] == 4
-
-
-def test_what_is_missing_is_said_and_other_errors_are_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
-    with pytest.warns(UserWarning, match="has no locks.*do not start a second process"):
-        claim(tmp_path / ".lock").close()
-    assert not is_locked(tmp_path / ".lock")
-    monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
-    with pytest.raises(OSError):
-        claim(tmp_path / ".lock")
-    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
-    with pytest.warns(UserWarning, match="power cut"):
-        save_checkpoint({}, tmp_path / "file")
-    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
-    with pytest.raises(CheckpointError, match="cannot write"):
-        save_checkpoint({}, tmp_path / "file")
-
-
-# ---- records that are damaged or gone ---------------------------------------------------------
-
-
-def test_a_damaged_line_costs_nothing_but_itself(tmp_path):
-    build(tmp_path, "vanilla").train()
-    file = tmp_path / "run" / "metrics.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True)
-    for damaged in (b"{half\n", b"\xff\xfe\n", b"[1]\n", b"3\n"):
-        file.write_bytes(lines[0] + damaged + lines[1] + lines[2])
-        with pytest.warns(UserWarning, match="line 2 is damaged"):
-            assert [e["epoch"] for e in read_metrics(tmp_path / "run")] == [1, 2, 3]
-    with pytest.warns(UserWarning, match="line 2 is damaged"):
-        build(tmp_path, "vanilla", "SOLVER.EPOCHS", 4).train(True, True)
-    assert [e["epoch"] for e in read_lines(file)] == [1, 2, 3, 4]
-
-
-def test_a_last_line_that_a_kill_cut_short_is_no_damage(tmp_path):
-    file = tmp_path / "lines"
-    file.write_text('{"epoch": 1}\n\n{"epoch": 2}\n{"epo')
-    assert read_lines(file) == [{"epoch": 1}, {"epoch": 2}]
-    assert read_lines(tmp_path / "none") == []
-
-
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_a_run_continues_from_latest_alone(tmp_path, capsys, epochs):
-    """Copied without the rest, within the run or after its last epoch."""
-    build(tmp_path / "first", "cross-batch", "SOLVER.EPOCHS", epochs).train()
-    state = (tmp_path / "first" / "run" / "latest").read_bytes()
-    (tmp_path / "other" / "run").mkdir(parents=True)
-    (tmp_path / "other" / "run" / "latest").write_bytes(state)
-    rest, whole = build(tmp_path / "other", "cross-batch"), build(tmp_path / "w", "cross-batch")
-    result = rest.train(resume=True, allow_changes=True)
-    assert f"lacks {epochs} of the {epochs} epochs" in capsys.readouterr().out
-    expected = whole.train()
-    assert [result[k] for k in ("epochs", "last_top1", "best_top1", "best_epoch")] == [
-        expected[k] for k in ("epochs", "last_top1", "best_top1", "best_epoch")
-    ]
-    assert [e["epoch"] for e in read_metrics(tmp_path / "other" / "run")] == list(range(epochs, 4))
-    a, b = outcome(rest)[0], outcome(whole)[0]
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
-
-
-def test_a_finished_run_of_an_earlier_version_without_records_says_so(tmp_path):
-    build(tmp_path, "vanilla").train()
-    latest = tmp_path / "run" / "latest"
-    state = torch.load(latest, weights_only=True)
-    del state["entry"]
-    torch.save(state, latest)
-    (tmp_path / "run" / "metrics.jsonl").unlink()
-    with pytest.raises(CheckpointError, match="tools/eval.py"):
-        build(tmp_path, "vanilla").train(resume=True)
-
-
-def test_another_repositorys_git_dir_is_not_ours(tmp_path, monkeypatch):
-    own = source_commit()
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
-    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
-    assert source_commit() == own
-
-
-# ---- TensorBoard and means across epochs ------------------------------------------------------
-
-
-def windows(folder) -> dict[int, float]:
-    """The logged weight of the distillation loss by step."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = {}
-    for file in (folder / "run" / "train.events").iterdir():
-        data = file.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + length])
-            for value in event.summary.value:
-                if value.tag == "crossbatch/kd":
-                    found[event.step] = value.simple_value
-            data = data[16 + length :]
-    return found
-
-
-def test_a_window_holds_its_steps_across_the_end_of_an_epoch(tmp_path):
-    every = build(tmp_path / "1", "cross-batch", "LOG.TENSORBOARD_FREQ", 1)
-    every.train()
-    single = windows(tmp_path / "1")
-    assert sorted(single) == list(range(1, 3 * STEPS + 1))
-    build(tmp_path / "4", "cross-batch", "LOG.TENSORBOARD_FREQ", 4, "SOLVER.EPOCHS", 1).train()
-    build(tmp_path / "4", "cross-batch", "LOG.TENSORBOARD_FREQ", 4).train(True, True)
-    means = windows(tmp_path / "4")
-    assert sorted(means) == [4, 8, 12]
-    for end, mean in means.items():
-        assert mean == pytest.approx(sum(single[n] for n in range(end - 3, end + 1)) / 4, rel=1e-5)
-
-
-# ---- Weights & Biases -------------------------------------------------------------------------
-
-
-class FakeRun:
-    def __init__(self, service: FakeWandb, arguments: dict) -> None:
-        self.service, self.arguments, self.summary = service, arguments, {}
-        self.logged = []
-
-    def log(self, entry: dict) -> None:
-        if "log" in self.service.broken:
-            raise RuntimeError("the service is gone")
-        self.logged.append(entry)
-
-    def finish(self) -> None:
-        if "finish" in self.service.broken:
-            raise TimeoutError("still uploading")
-
-
-class FakeWandb(types.ModuleType):
-    """The part of wandb that is used, with faults on request."""
-
-    def __init__(self, broken=()) -> None:
-        super().__init__("wandb")
-        self.broken, self.runs = set(broken), []
-        self.api = types.SimpleNamespace(api_key="key")
-        self.Settings = lambda **limits: limits
-
-    def init(self, **arguments):
-        assert arguments["settings"]["init_timeout"] <= 60
-        assert arguments["settings"]["finish_timeout"] <= 60
-        if arguments["mode"] in self.broken:
-            raise RuntimeError(f"no answer\n({arguments['mode']})")
-        self.runs.append(FakeRun(self, arguments))
-        return self.runs[-1]
-
-
-@pytest.fixture
-def wandb(monkeypatch):
-    def install(*broken):
-        fake = FakeWandb(broken)
-        monkeypatch.setitem(sys.modules, "wandb", fake)
-        return fake
-
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    return install
-
-
-WANDB = ("LOG.WANDB", True)
-
-
-def test_a_resumed_training_continues_its_wandb_run(tmp_path, wandb):
-    service = wandb()
-    build(tmp_path, "vanilla", *WANDB, "SOLVER.EPOCHS", 2).train()
-    build(tmp_path, "vanilla", *WANDB).train(resume=True, allow_changes=True)
-    build(tmp_path, "vanilla", *WANDB).train()
-    first, second, third = (run.arguments for run in service.runs)
-    assert first["id"] == second["id"] != third["id"]
-    assert second["resume"] == "allow"
-    assert [e["epoch"] for run in service.runs for e in run.logged] == [1, 2, 3, 1, 2, 3]
-    assert service.runs[-1].summary["best_acc"] >= 0
-
-
-@pytest.mark.parametrize(
-    "broken", [("online",), ("online", "offline"), ("log",), ("finish",), ("log", "finish")]
+from mdistiller.errors import DataError
+from mdistiller.experiments.identity import run_id
+from mdistiller.experiments.query import places
+from mdistiller.experiments.records import (
+    QUERIES,
+    RUNS,
+    append_query,
+    append_run,
+    as_line,
+    by_id,
+    read_queries,
+    read_runs,
 )
-def test_no_fault_of_wandb_ends_a_training(tmp_path, wandb, capsys, broken):
-    service = wandb(*broken)
-    trainer, plain = build(tmp_path, "vanilla", *WANDB), build(tmp_path / "plain", "vanilla")
-    trainer.train()
-    plain.train()
-    assert_same(outcome(trainer), outcome(plain))
-    assert "Weights & Biases failed" in capsys.readouterr().out
-    if broken == ("online",):
-        assert [run.arguments["mode"] for run in service.runs] == ["offline"]
-        assert len(service.runs[0].logged) == 3
+from mdistiller.experiments.schema import Query, Record, portable, without_places
+
+RESULTS = Path(__file__).parents[1] / "results"
+# Of every line of results/*.jsonl at commit b53cf89: its place in a table, then its numbers.
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "records.json").read_text())
 
 
-def test_a_mode_that_is_none_is_refused_before_training(tmp_path, wandb, monkeypatch):
-    wandb()
-    monkeypatch.setenv("WANDB_MODE", "ofline")
-    with pytest.raises(ConfigError, match="WANDB_MODE is 'ofline'.*offline") as refused:
-        build(tmp_path, "vanilla", *WANDB).train()
-    assert refused.value.exit_code == 2
-    assert not (tmp_path / "run" / "latest").exists()
+@pytest.fixture(scope="module")
+def runs() -> list[Record]:
+    return read_runs(RESULTS)
 
 
-@pytest.mark.slow
-def test_the_real_wandb_without_a_server(tmp_path):
-    """An address where nobody answers: the training ends, and soon."""
-    pytest.importorskip("wandb")
-    program = (
-        "from pathlib import Path\nfrom tests.test_resume import build\n"
-        f"build(Path({str(tmp_path)!r}), 'vanilla', 'LOG.WANDB', True).train()\n"
-    )
-    environment = {
-        **os.environ,
-        "WANDB_API_KEY": "0" * 40,
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
-        "WANDB_SILENT": "true",
+def numbers(record: Record) -> list:
+    result = record.result
+    return [
+        *(record.seed, result["last_top1"], result["best_top1"], result["last_top5"]),
+        *(round(result["seconds"], 6), record.epochs[-1]["train_loss"], len(record.weights)),
+    ]
+
+
+def test_every_place_of_the_first_study_is_found_with_its_numbers(runs):
+    assert len(GOLDEN) == 593
+    found = {}
+    for query in read_queries(RESULTS):
+        done = by_id(runs, query.table)
+        for place in places(query, done):
+            key = (query.table, query.dataset, query.settings_id, *place.key)
+            found[key] = numbers(done[place.id])
+    assert len(found) >= len(GOLDEN)
+    assert {tuple(line[:6]): line[6:] for line in GOLDEN} == {
+        tuple(line[:6]): found[tuple(line[:6])] for line in GOLDEN
     }
-    environment.pop("WANDB_MODE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
+
+
+def test_runs_are_there_once_but_for_six_that_were_trained_twice(runs):
+    old = [run for run in runs if not run.command]
+    counts = Counter(run.id for run in old)
+    assert len(old) == 557 and len(counts) == 551
+    for run in (run for run in old if counts[run.id] > 1):
+        one, other = (r for r in old if r.id == run.id)
+        assert {one.table, other.table} == {"grid_b", "grid_d"}
+        assert one.result["last_top1"] == other.result["last_top1"]
+        assert one.result["seconds"] != other.result["seconds"]
+        assert by_id(old, "grid_d")[run.id].table == "grid_d"
+        assert by_id(old)[run.id] == by_id(old, "grid_a")[run.id] == one
+
+
+def test_records_name_the_teacher_and_no_path_of_a_machine(runs):
+    for run in runs:
+        assert run.teacher["network"] == run.config["DISTILLER.TEACHER"]
+        assert run.teacher["top1"] > 80 and run.teacher["file"].endswith("student_latest")
+        assert run.machine["threads"] >= 1 and run.machine["torch"]
+    for path in (RESULTS / name for name in (RUNS, QUERIES)):
+        text = path.read_text()
+        assert not any(mark in text for mark in ('"/', " /", "=/", "/home/", "/root/", "/work/"))
+
+
+def record(**changed) -> Record:
+    config = {"EXPERIMENT.SEED": 1, "DATASET.TYPE": "digits", **changed.pop("config", {})}
+    result = {"last_top1": 50.0, "seconds": 2.5}
+    epochs = [{"epoch": 1, "test_acc": 50.0}]
+    return Record(run_id(config), "done", config, **{"result": result, "epochs": epochs} | changed)
+
+
+def test_a_run_is_added_once_and_another_training_of_it_beside_it(tmp_path):
+    one = record()
+    assert append_run(tmp_path, one) and not append_run(tmp_path, one)
+    later = replace(one, recorded={"at": "later"}, table="grid_a")
+    assert not append_run(tmp_path, later)
+    again = record(result={"last_top1": 50.0, "seconds": 3.0}, table="grid_d")
+    assert append_run(tmp_path, again)
+    assert read_runs(tmp_path) == [one, again]
+    assert by_id(read_runs(tmp_path))[one.id] == one
+    assert by_id(read_runs(tmp_path), "grid_d")[one.id] == again
+    failed = replace(one, state="failed", result={}, failure={"exit_code": 1, "finished": "now"})
+    assert append_run(tmp_path, failed)
+    assert by_id(read_runs(tmp_path))[one.id] == one
+
+
+def test_files_of_two_machines_are_read_as_one(tmp_path):
+    one, other = record(), record(config={"EXPERIMENT.SEED": 2})
+    (tmp_path / "runs.jsonl").write_text(as_line(one))
+    (tmp_path / "elsewhere.jsonl").write_text(as_line(one) + as_line(other))
+    assert read_runs(tmp_path) == [one, other]
+
+
+def test_a_half_line_of_a_killed_writer_is_dropped_and_damage_is_named(tmp_path):
+    one, other = record(), record(config={"EXPERIMENT.SEED": 2})
+    (tmp_path / "runs.jsonl").write_text(as_line(one) + as_line(other)[:40])
+    assert read_runs(tmp_path) == [one]
+    assert append_run(tmp_path, other)
+    assert read_runs(tmp_path) == [one, other]
+    for line in ("{", "[]", '{"state": "done", "config": {}}', '{"state": "odd", "config": {}}'):
+        (tmp_path / "runs.jsonl").write_text(as_line(one) + line + "\n" + as_line(other))
+        with pytest.raises(DataError, match=r"runs\.jsonl, line 2: no record"):
+            read_runs(tmp_path)
+
+
+def test_queries_are_kept_once(tmp_path):
+    query = Query("table1", "digits", trials=2, overrides=("SOLVER.LR", "0.1"))
+    assert append_query(tmp_path, query)
+    assert not append_query(tmp_path, replace(query, command=("reproduce.py", "table1")))
+    assert append_query(tmp_path, replace(query, trials=3))
+    assert [q.trials for q in read_queries(tmp_path)] == [2, 3]
+    (tmp_path / "queries.jsonl").write_text('{"tabel": "table1"}\n')
+    with pytest.raises(DataError, match=r"queries\.jsonl, line 1"):
+        read_queries(tmp_path)
+
+
+def test_records_of_earlier_versions_are_read(tmp_path):
+    config = {"EXPERIMENT.SEED": 7, "DATASET.TYPE": "digits", "DISTILLER.TEACHER": "resnet20"}
+    config["DISTILLER.TEACHER_CKPT"] = "teacher/student_latest"
+    old = {
+        "table": "grid_b",
+        "dataset": "digits",
+        "row": "vanilla",
+        "column": "res20_res8",
+        "trial": 1,
+        "seed": 7,
+        "state": "done",
+        "hash": "0",
+        "config": config,
+        "overrides": ["DATASET.ROOT", "/data", "SOLVER.EPOCHS", "2", "--teacher-epochs", "3"],
+        "result": {"last_top1": 1.0, "teacher": "resnet20", "teacher_top1": 99.0, "threads": 2},
+        "recorded": {"at": "then", "commit": "c", "system": "Linux", "processors": 2},
+        "epochs": [],
+    }
+    copy = {**old, "table": "grid_a", "row": "kd", "same_as": {"table": "grid_b", "row": "vanilla"}}
+    for line in (old, copy):
+        (tmp_path / f"{line['table']}-digits.jsonl").write_text(json.dumps(line) + "\n")
+    (run,) = read_runs(tmp_path)
+    assert run.table == "grid_b" and run.machine["threads"] == 2
+    teacher = {"network": "resnet20", "file": "teacher/student_latest", "top1": 99.0}
+    assert run.teacher == teacher
+    queries = {query.table: query for query in read_queries(tmp_path)}
+    assert queries["grid_a"] == Query(
+        *("grid_a", "digits", ("res20_res8",), ("kd",), 2),
+        teacher_epochs=3,
+        overrides=("SOLVER.EPOCHS", "2"),
+        teachers={"resnet20": "teacher/student_latest"},
     )
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 3
+    assert queries["grid_b"].methods == ("vanilla",)
+
+
+def test_a_runs_hash_is_of_what_it_depends_on(runs):
+    assert {"a394da46", "1198f211", "ea3c0482"} <= {run.id for run in runs}, "as they were written"
+    config = record().config
+    assert run_id(config) == run_id(config | {"SOLVER.MOMENTUM": 0.9}), "a default"
+    assert run_id(config) != run_id(config | {"SOLVER.MOMENTUM": 0.8})
+    # A file in another run's folder is that run's, whatever the folder is called besides.
+    key = "DISTILLER.TEACHER_CKPT"
+    one, other = (config | {key: f"{name}0123abcd/student_latest"} for name in ("teacher-a-", ""))
+    assert run_id(one) == run_id(other) != run_id(config)
+    # Pinned: records and folders that exist are known by it.
+    assert run_id({"EXPERIMENT.SEED": 1, "SOLVER.LR": 0.1, "CROSSBATCH.ALPHA": 0.5}) == "4359db12"
+
+
+def test_paths_become_portable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert portable(str(tmp_path / "a" / "b" / "c")) == "a/b/c"
+    assert portable("/somewhere/else/teacher/student_latest") == "teacher/student_latest"
+    assert portable("0.1") == "0.1"
+    given = (
+        "DATASET.ROOT",
+        "/data",
+        "LOG.PREFIX",
+        "/out",
+        "SOLVER.LR",
+        "0.1",
+        "SOLVER.DEVICE",
+        "cpu",
+    )
+    assert without_places(given) == ("SOLVER.LR", "0.1")
+
+
+def test_old_files_beside_the_new_ones_change_nothing(tmp_path, runs):
+    """A folder that was carried over by hand, and not cleared."""
+    shutil.copy(RESULTS / "runs.jsonl", tmp_path)
+    shutil.copy(RESULTS / "runs.jsonl", tmp_path / "copy.jsonl")
+    assert read_runs(tmp_path) == runs

@@ -66,8 +66,9 @@ class RunRecord:
         self._worklog = folder / "worklog.txt"
         self._weights = folder / WEIGHTS_FILE
         self._keep(after_epoch, last_entry)
-        self._events = ScalarWriter(folder / "train.events")
+        # First, for it may refuse what the environment says.
         self._wandb = WandbRun(cfg, folder) if cfg.LOG.WANDB else None
+        self._events = ScalarWriter(folder / "train.events")
 
     def _keep(self, after_epoch: int, last_entry: dict[str, Any] | None) -> None:
         """Cut the text logs back to the epochs up to ``after_epoch``."""
