@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mdistiller.config import dump_cfg
 from mdistiller.console import say
 from mdistiller.errors import ConfigError
 
-from .files import append_text, appending_to, write_text
+from .files import UNSUPPORTED, append_text, appending_to, write_text
 
 # The order of mdistiller's worklog and TensorBoard scalars.
 LOG_KEYS = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
@@ -190,9 +191,10 @@ class ScalarWriter:
         self._folder = folder
         with appending_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # With the process id, for two runs may start in one second.
+            # With the process id and a number, for two runs may start in one second.
             name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}"
-            self._records = RecordWriter(str(folder / name))
+            file = next(f for n in count() if not (f := folder / f"{name}.{n}").exists())
+            self._records = RecordWriter(str(file))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add(self, name: str, value: float, step: int) -> None:
@@ -204,7 +206,11 @@ class ScalarWriter:
 
     def flush(self) -> None:
         with appending_to(self._folder):
-            self._records.flush()
+            try:
+                self._records.flush()
+            except OSError as error:  # it also asks the disk, of which append_text has warned
+                if error.errno not in UNSUPPORTED:
+                    raise
 
     def close(self) -> None:
         """Close the file; silent on a full disk, of which :meth:`flush` has told."""
