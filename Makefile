@@ -37,7 +37,7 @@ test-slow: $(VENV)/.installed
 # The oldest versions that requirements.txt and pyproject.toml allow; Python 3.10 or 3.11 has wheels of all.
 # Deprecations are not looked at: old releases here meet new ones of what they need themselves.
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest -n $(WORKERS) \
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow" \
 		-W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning \
 		-W "ignore:'onnxscript:FutureWarning"
 
@@ -50,7 +50,7 @@ $(LOWEST)/.installed: requirements.txt pyproject.toml
 	touch $@
 
 coverage: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(WORKERS) --cov=mdistiller --cov-fail-under=90 \
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov=mdistiller --cov-fail-under=90 \
 		--cov-report=term-missing:skip-covered
 
 # Needs a network that reaches an advisory service; strict, or else it succeeds without one.

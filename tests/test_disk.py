@@ -51,6 +51,7 @@ def fill(disk: Path, leave: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["nothing", "within epoch 2"])
 def test_full_disk_wherever_it_becomes_full(disk, tmp_path, start):
     """For every number of pages left, the run stops in one line and goes on with the same bits."""

@@ -121,6 +121,7 @@ def teacher(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, teacher, case):
     whole = Run(tmp_path / "whole", case, teacher)

@@ -18,7 +18,7 @@ from mdistiller.engine import trainer_dict
 from mdistiller.engine.rundir.checkpoint import random_state, set_random_state
 from mdistiller.errors import CheckpointError, ConfigError, InterruptedRun, NonFiniteError
 
-from .toys import CLASSES, ToyNet, batches, config, networks
+from .toys import CLASSES, ToyNet, batches, config, mostly_slow, networks
 
 STEPS = 5  # an epoch
 SHORT = ("SOLVER.EPOCHS", 3, "LOG.TENSORBOARD_FREQ", 2)
@@ -137,7 +137,9 @@ def assert_same(a, b) -> None:
     assert a[1:] == b[1:]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", mostly_slow(CASES, "AdamW", "cross-batch, larger auxiliary batch", "GradNorm", "replay")
+)
 def test_stopped_at_any_step_it_ends_with_the_same_bits(tmp_path, case):
     whole = build(tmp_path / "whole", case)
     whole.train()
@@ -158,7 +160,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(tmp_path, case):
         assert_same(outcome(whole), outcome(rest))
 
 
-@pytest.mark.parametrize("case", ["cross-batch, period", "CRD"])
+@pytest.mark.parametrize("case", mostly_slow(["cross-batch, period", "CRD"], "CRD"))
 def test_stopped_after_every_single_step(tmp_path, case):
     whole = build(tmp_path / "whole", case)
     whole.train()

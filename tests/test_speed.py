@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,24 @@ def test_other_modes_are_refused(value, message):
     with pytest.raises(ConfigError, match=message):
         cfg.merge_from_list(["SOLVER.AMP", value])
         check_config(cfg)
+
+
+@pytest.mark.filterwarnings("default:SOLVER.AMP bf16")
+def test_bf16_that_a_cpu_only_emulates_is_said_and_auto_chooses(monkeypatch, tmp_path):
+    cpu = torch.device("cpu")
+    for native in (False, True):
+        monkeypatch.setattr(precision, "has_native_bf16", lambda device, n=native: n)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            precision.check_amp("bf16", cpu)
+            precision.check_amp("auto", cpu)
+            precision.check_amp("off", cpu)
+        found = [str(w.message) for w in said]
+        assert len(found) == (not native)
+        assert all("8 times" in text and "auto" in text for text in found)
+        assert precision.uses_bf16("auto", cpu) is native
+        assert precision.uses_bf16("bf16", cpu)
+        assert not precision.uses_bf16("off", cpu)
 
 
 def test_device_without_bf16_is_refused_with_one_line(monkeypatch):

@@ -20,6 +20,7 @@ from mdistiller.models import cifar_model_dict
 from .golden_rules import fill, golden_json, images, labels, normal
 from .toys import ToyNet, batches, config, loader, networks
 
+CrossBatchKD = distiller_dict["CROSSBATCH_KD"]
 GOLDEN = golden_json("trainer")
 RUNS = [name for name, run in GOLDEN["runs"].items() if "error" not in run]
 
@@ -114,6 +115,7 @@ def test_worklog_has_mdistillers_format(tmp_path):
     assert sum(a != b for a, b in zip(found, expected, strict=True)) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_resumed_run_ends_with_the_same_bits(name, tmp_path):
     whole = golden_trainer(name, tmp_path / "whole")
@@ -252,7 +254,6 @@ def test_exploding_training_names_epoch_step_and_loss(tmp_path):
 def test_tensorboard_holds_the_five_scalars_and_the_weights(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    CrossBatchKD = distiller_dict["CROSSBATCH_KD"]
 
     cfg = config(tmp_path, "LOG.TENSORBOARD_FREQ", 2)
     student, teacher = networks()
@@ -380,17 +381,45 @@ def test_meters_and_messages():
         assert log_msg("text", mode) == text
 
 
-def test_averages_of_a_version_that_logged_other_quantities_begin_anew():
-    before = DeviceMeter()
-    before.update({"x": torch.tensor(8.0)}, 5)
-    for names in ("x", "y"), ("y",):
-        meter = DeviceMeter()
-        meter.load_state_dict(before.state_dict())
-        meter.update({name: torch.tensor(1.0) for name in names})
-        meter.update({name: torch.tensor(3.0) for name in names})
-        assert meter.averages() == dict.fromkeys(names, 2.0)
-    before.update({"x": torch.tensor(2.0)})
-    assert before.averages() == {"x": 7.0}
+def test_each_name_has_the_mean_of_the_steps_that_gave_it():
+    """A loss may have another name in some steps, such as one that is off at first."""
+    meter = DeviceMeter()
+    for values, n in (({"a": 1.0}, 2), ({"b": 9.0}, 2), ({"a": 4.0, "b": 3.0}, 1), ({}, 7)):
+        meter.update({name: torch.tensor(value) for name, value in values.items()}, n)
+    assert meter.averages() == {"a": (1 * 2 + 4) / 3, "b": (9 * 2 + 3) / 3}
+    other = DeviceMeter()
+    other.load_state_dict(meter.state_dict())
+    assert other.averages() == meter.averages()
+    earlier = {"names": ["a"], "sums": torch.tensor([6.0], dtype=torch.float64), "count": 3}
+    other.load_state_dict(earlier)
+    other.update({"a": torch.tensor(10.0)})
+    assert other.averages() == {"a": 4.0}
+
+
+def test_batches_may_be_made_ahead_of_the_steps(tmp_path):
+    """As a prefetcher does: which steps get an auxiliary batch depends on their numbers alone."""
+    cfg = config(tmp_path, "CROSSBATCH.PERIOD", 2)
+    student, teacher = networks()
+    data = loader()
+    trainer = trainer_dict["crossbatch"](
+        "run", CrossBatchKD(student, teacher, cfg), data, data, cfg
+    )
+    ahead = [*trainer.batches(1), *trainer.batches(2)]
+    assert [b.step for b in ahead] == list(range(8))
+    assert [b.auxiliary is not None for b in ahead] == [True, False] * 4
+    trainer.distiller.train()
+    for batch in ahead:
+        trainer.step(batch, 1 + batch.step // 4)
+    other = [b for epoch in (1, 2) for b in trainer.batches(epoch)]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(ahead, other, strict=True))
+    rest = list(trainer.batches(2, 1))
+    assert [b.step for b in rest] == [5, 6, 7]
+    assert torch.equal(rest[1].auxiliary.image, ahead[6].auxiliary.image)
+
+
+def test_there_is_no_checkpoint_to_speak_of_before_the_first(tmp_path):
+    with pytest.raises(NonFiniteError, match="no checkpoint was written yet"):
+        toy_trainer(tmp_path, "SOLVER.LR", 1e30).train()
 
 
 def test_accuracy_example():
@@ -420,7 +449,6 @@ def test_steps_read_nothing_from_the_device(tmp_path):
     """Counts what would stop a GPU: a tensor's value read by the host during the steps."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    CrossBatchKD = distiller_dict["CROSSBATCH_KD"]
 
     class Reads(TorchDispatchMode):
         count = 0

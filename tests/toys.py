@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,6 +14,12 @@ CLASSES = 5
 
 # Of 1,347 training images, where no run has to last until it is stopped.
 FEW_DIGITS = ("DATASET.SUBSET", "128")
+
+
+def mostly_slow(cases, *always):
+    """``cases`` for parametrize: those in ``always`` in every run, the rest with make test-slow."""
+    assert set(always) <= set(cases)
+    return [c if c in always else pytest.param(c, marks=pytest.mark.slow) for c in cases]
 
 
 class ToyNet(nn.Module):
