@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from mdistiller.engine.rundir.lock import is_locked
+from mdistiller.engine.rundir.folder import is_locked
 
 STATES = ("done", "running", "failed", "waiting", "broken")
 # Below these names a trainer logs its weights and cosines (the trainers' diagnostics_name).
