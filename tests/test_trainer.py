@@ -254,7 +254,6 @@ def test_exploding_training_names_epoch_step_and_loss(tmp_path):
 def test_tensorboard_holds_the_five_scalars_and_the_weights(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-
     cfg = config(tmp_path, "LOG.TENSORBOARD_FREQ", 2)
     student, teacher = networks()
     trainer_dict["crossbatch"](
@@ -448,7 +447,6 @@ def test_validate_weights_batches_by_their_size_and_restores_the_mode():
 def test_steps_read_nothing_from_the_device(tmp_path):
     """Counts what would stop a GPU: a tensor's value read by the host during the steps."""
     from torch.utils._python_dispatch import TorchDispatchMode
-
 
     class Reads(TorchDispatchMode):
         count = 0
