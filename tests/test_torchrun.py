@@ -218,23 +218,23 @@ def test_what_cannot_be_split_is_refused(tmp_path, monkeypatch):
     assert not CRD.data_parallel
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 5])
-def test_pieces_make_up_the_batch(pieces):
+@pytest.mark.parametrize("shards", [1, 2, 3, 5])
+def test_shards_make_up_the_batch(shards):
     shared = {"recipe": Recipe((0.5,) * 3, (0.25,) * 3, flip=True), "device": torch.device("cpu")}
     loader = ArrayLoader(images(1, IMAGES, 1), 8, train=True, **shared)
-    parts = [list(loader.piece(rank, pieces)) for rank in range(pieces)]
+    parts = [list(loader.shard(rank, shards)) for rank in range(shards)]
     for number, whole in enumerate(loader):
-        counts = [loader.piece(rank, pieces).count(number) for rank in range(pieces)]
-        assert sum(counts) == loader.whole(number) == len(whole[0])
+        counts = [loader.shard(rank, shards).local_size(number) for rank in range(shards)]
+        assert sum(counts) == loader.global_size(number) == len(whole[0])
         assert max(counts) - min(counts) <= 1
         for i in range(3):
-            kept = [parts[r][number][i][: counts[r]] for r in range(pieces)]
+            kept = [parts[r][number][i][: counts[r]] for r in range(shards)]
             assert torch.equal(torch.cat(kept), whole[i])
-        assert all(len(parts[r][number][0]) >= 1 for r in range(pieces))
+        assert all(len(parts[r][number][0]) >= 1 for r in range(shards))
 
 
 def test_which_losses_relate_the_samples_of_a_batch():
-    """All others are means over samples, so that pieces make up the whole (docs/trust.md)."""
+    """All others are means over samples, so that shards make up the whole (docs/trust.md)."""
     image, target = torch.randn(8, 3, 32, 32).double(), torch.randint(10, (8,))
     relating, tried = set(), set()
     for method, cls in distiller_dict.items():

@@ -66,7 +66,7 @@ class Loader(ABC):
         self._contrast = contrast
         self._sampler = self._make_sampler() if contrast else None
         self._next_epoch = 1
-        self._rank, self._pieces = 0, 1
+        self._rank, self._shards = 0, 1
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -104,31 +104,31 @@ class Loader(ABC):
                 "no training images are held out; set DATASET.HOLDOUT to their number"
             )
         other = self.heldout.stream(name, batch_size or self.batch_size)
-        return other.piece(self._rank, self._pieces)
+        return other.shard(self._rank, self._shards)
 
-    def piece(self, rank: int, pieces: int) -> Loader:
-        """A loader of the same batches that yields the ``rank``-th of ``pieces`` parts of each.
+    def shard(self, rank: int, shards: int) -> Loader:
+        """A loader of the same batches that yields the ``rank``-th of ``shards`` parts of each.
 
         The parts differ by one image at most. Where a batch has too few images for all, the
-        part is the batch's first image, so that it is never empty; :meth:`count` is then 0.
+        part is the batch's first image, so that it is never empty; :meth:`local_size` is then 0.
         """
         other = copy.copy(self)
-        other._rank, other._pieces = rank, pieces
+        other._rank, other._shards = rank, shards
         return other
 
-    def whole(self, number: int) -> int:
-        """How many images all pieces of batch ``number`` (from 0) hold."""
+    def global_size(self, number: int) -> int:
+        """How many images all shards of batch ``number`` (from 0) hold."""
         return min(self.batch_size, len(self.dataset) - number * self.batch_size)
 
-    def count(self, number: int) -> int:
-        """How many images of batch ``number`` count as this piece's."""
+    def local_size(self, number: int) -> int:
+        """How many images of batch ``number`` count as this shard's."""
         first, last = self._bounds(number)
         return last - first
 
     def _bounds(self, number: int) -> tuple[int, int]:
-        # Rounded up, so that the first piece is the last one to become empty.
-        whole, pieces = self.whole(number), self._pieces
-        return -(-whole * self._rank // pieces), -(-whole * (self._rank + 1) // pieces)
+        # Rounded up, so that the first shard is the last one to become empty.
+        size, shards = self.global_size(number), self._shards
+        return -(-size * self._rank // shards), -(-size * (self._rank + 1) // shards)
 
     def _rows(self, number: int) -> slice:
         """Where batch ``number``'s images are in the order of an epoch."""

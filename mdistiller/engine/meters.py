@@ -128,7 +128,7 @@ def validate(
         output = distiller(image=image)
         top1, top5 = accuracy(output, target, topk=(1, 5))
         loss = F.cross_entropy(output, target)
-        n = val_loader.count(number) if shards else image.shape[0]
+        n = val_loader.local_size(number) if shards else image.shape[0]
         meter.update({"top1": top1, "top5": top5, "loss": loss}, n)
     distiller.train(was_training)
     means = meter.averages(world)

@@ -1,7 +1,7 @@
 """One training in several processes under torchrun: who they are and what they exchange.
 
-Every process draws the same global batches and takes its piece of each; gradients are summed,
-each weighted by its piece's share of the batch, before anything is computed from them. The
+Every process draws the same global batches and takes its shard of each; gradients are summed,
+each weighted by its shard's fraction of the batch, before anything is computed from them. The
 first process (rank 0) alone writes files and prints.
 """
 
@@ -167,7 +167,7 @@ def shard_of(loader: Iterable, world: World, batch_size: int, able: dict[type, b
     """
     if world.size == 1:
         return loader
-    for cls, can in {**able, type(loader): hasattr(loader, "piece")}.items():
+    for cls, can in {**able, type(loader): hasattr(loader, "shard")}.items():
         if not can:
             raise ConfigError(
                 f"{cls.__name__} does not work in several processes; run without torchrun"
@@ -177,9 +177,9 @@ def shard_of(loader: Iterable, world: World, batch_size: int, able: dict[type, b
             f"SOLVER.BATCH_SIZE {batch_size} is the batch of all {world.size} processes; "
             "set it to their number at least"
         )
-    return loader.piece(world.rank, world.size)
+    return loader.shard(world.rank, world.size)
 
 
 def fraction_of(loader: Any, number: int) -> float:
     """This process's part of the images in batch ``number`` (from 0) of ``loader``."""
-    return loader.count(number) / loader.whole(number)
+    return loader.local_size(number) / loader.global_size(number)
