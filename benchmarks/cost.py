@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.dataset import build_model  # noqa: E402
+from mdistiller.dataset import build_model, image_size  # noqa: E402
 from mdistiller.device import resolve_device  # noqa: E402
 from mdistiller.distillers import CRD  # noqa: E402
 from mdistiller.engine import BaseTrainer, trainer_dict  # noqa: E402
@@ -32,15 +32,7 @@ from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.engine.rundir.result import device_name  # noqa: E402
 from mdistiller.engine.runtime.memory import keep_freed_memory  # noqa: E402
-
-# Training images, classes and image size.
-DATA = {
-    "cifar100": (50_000, 100, 32),
-    "fashion_mnist": (60_000, 10, 32),
-    "digits": (1_347, 10, 32),
-    "tiny_imagenet": (100_000, 200, 64),
-    "imagenet": (1_281_167, 1000, 224),
-}
+from mdistiller.experiments.estimate import DATA, images_of  # noqa: E402
 
 
 class RandomBatches(list):
@@ -54,7 +46,8 @@ def build(cfg_file: str, steps: int) -> BaseTrainer:
     """The trainer of a configuration, over ``steps`` random batches an epoch."""
     cfg = load_cfg(cfg_file)
     check_config(cfg)
-    images, classes, size = DATA[cfg.DATASET.TYPE]
+    images, _, classes = DATA[cfg.DATASET.TYPE]
+    size = image_size(cfg.DATASET.TYPE)
     student = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, classes)
     teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
@@ -127,7 +120,7 @@ def main() -> None:
     print(f"{'configuration':<{width}}  ms/step  ratio  hours  checkpoints")
     for cfg_file, trainer, step in zip(args.cfg, trainers, seconds, strict=True):
         solver = trainer.cfg.SOLVER
-        images = DATA[trainer.cfg.DATASET.TYPE][0]
+        images, _ = images_of(trainer.cfg)
         hours = step * solver.EPOCHS * -(-images // solver.BATCH_SIZE) / 3600
         print(
             f"{cfg_file:<{width}}  {step * 1e3:7.1f}  {step / seconds[0]:5.2f}  {hours:5.1f}  "

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+from functools import cache
+from pathlib import Path
+
 import torch
 
 from .errors import ConfigError
@@ -38,3 +42,15 @@ def resolve_device(name: str = "auto") -> torch.device:
 def solve_dtype(device: torch.device) -> torch.dtype:
     """float64 where ``device`` has it; float32 on mps, which does not."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+@cache
+def processor() -> dict[str, str]:
+    """The processor's model ("cpu"), and the widest of its "instructions" that torch uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(models, "") or platform.processor() or platform.machine()
+    return {"cpu": name, "instructions": torch.backends.cpu.get_cpu_capability()}

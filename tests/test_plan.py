@@ -1,310 +1,305 @@
-"""The plan of a table's runs, their identity, state and cost; nothing is trained here."""
+"""A table's runs: what they are, where they lie, what of them is there; nothing is trained."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mdistiller.commands import reproduce
-from mdistiller.engine.cfg import dump_cfg, load_cfg
-from mdistiller.engine.rundir.folder import claim, is_locked
+from mdistiller.config import dump_cfg, identity, load_cfg
+from mdistiller.dataset import build_model
+from mdistiller.device import processor
+from mdistiller.engine.rundir.folder import claim
 from mdistiller.errors import CheckpointError, ConfigError
-from mdistiller.experiments import Request, describe, make_plan
-from mdistiller.experiments.estimate import disk_of, network_size, work_of
-from mdistiller.experiments.job import Job, identity, identity_hash
-from mdistiller.experiments.plan import scaled_epochs
-from mdistiller.experiments.plan_file import load_plan, save_plan
+from mdistiller.experiments import ALL, Plan, Request, describe
+from mdistiller.experiments.derive import scaled_epochs
+from mdistiller.experiments.estimate import Estimate, images_of, passes_of
+from mdistiller.experiments.job import folder_id
+from mdistiller.experiments.schema import Record, settings_of
 
-KD = "configs/digits/kd.yaml"
+from .study_runs import complete, row_of
+
+KD, OURS = "configs/digits/kd.yaml", "configs/digits/crossbatch_kd.yaml"
 
 
 def request(prefix: Path, *opts: str, **options) -> Request:
-    options = {"pairs": ("res20_res8",), "methods": ("KD",), "trials": 1, **options}
+    options = {"pairs": ("res20_res8",), "methods": ("KD",), "trials": 1, "epochs": 2, **options}
     return Request("table1", "digits", prefix=str(prefix), opts=opts, **options)
 
 
-def finish(job: Job, **result) -> None:
-    """Leave what a complete run leaves."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "config.yaml").write_text(dump_cfg(job.cfg))
-    (job.folder / "result.json").write_text(json.dumps({"seconds": 2.0, "epochs": 1, **result}))
+# ---- what a run is ---------------------------------------------------------------------------
 
 
-# ---- identity --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "opts",
-    [
+def test_a_run_is_known_by_what_it_computes():
+    same = (
         ("DATASET.ROOT", "/elsewhere", "DATASET.NUM_WORKERS", "7"),
         ("SOLVER.DEVICE", "cuda:3", "LOG.PREFIX", "/tmp/x", "EXPERIMENT.NAME", "y"),
         ("DISTILLER.TEACHER_CKPT", "/mnt/output/digits/teacher/student_latest"),
         ("CRD.LOSS.CE_WEIGHT", "3"),  # of another method
-    ],
-)
-def test_places_do_not_make_another_run(opts: tuple[str, ...]) -> None:
-    assert identity_hash(load_cfg(KD, opts)) == identity_hash(load_cfg(KD))
-
-
-@pytest.mark.parametrize(
-    "opts",
-    [
+        ("SOLVER.LR", "5e-2"),
+    )
+    other = (
         ("EXPERIMENT.SEED", "1"),
         ("KD.TEMPERATURE", "2"),
         ("SOLVER.EPOCHS", "9"),
         ("DISTILLER.STUDENT", "resnet14"),
         ("DISTILLER.TEACHER_CKPT", "output/digits/another/student_latest"),
         ("SOLVER.LR_DECAY_STAGES", "[6]"),
-    ],
-)
-def test_whatever_is_computed_makes_another_run(opts: tuple[str, ...]) -> None:
-    assert identity_hash(load_cfg(KD, opts)) != identity_hash(load_cfg(KD))
+    )
+    plain = identity(load_cfg(KD))
+    assert {identity(load_cfg(KD, opts)) for opts in same} == {plain}
+    hashes = {identity(load_cfg(KD, opts)) for opts in other}
+    assert len(hashes | {plain}) == len(other) + 1
 
 
-def test_identity_is_that_of_the_recorded_configuration(tmp_path: Path) -> None:
-    job = Job("configs/digits/crossbatch_kd.yaml", ("CROSSBATCH.ALPHA", "0.25"))
+def test_a_folder_holds_the_run_of_its_config_yaml(tmp_path):
+    cfg = load_cfg(OURS, ("CROSSBATCH.ALPHA", "0.25"))
     path = tmp_path / "config.yaml"
-    path.write_text(dump_cfg(job.cfg))
-    assert identity(load_cfg(path)) == identity(job.cfg)
-    # A key that this version has and an earlier one had not.
-    path.write_text(dump_cfg(job.cfg).replace("  NESTEROV: false\n", ""))
-    assert identity(load_cfg(path)) == identity(job.cfg)
+    for text in (
+        dump_cfg(cfg),
+        # A key that this version has and an earlier one had not.
+        dump_cfg(cfg).replace("  NESTEROV: false\n", ""),
+    ):
+        path.write_text(text)
+        assert folder_id(tmp_path) == identity(load_cfg(path)) == identity(cfg)
+    for text in ("", "[", "a: {b"):
+        path.write_text(text)
+        assert folder_id(tmp_path) is None
+    assert folder_id(tmp_path / "nothing") is None
 
 
 # ---- plan ------------------------------------------------------------------------------------
 
 
-def test_runs_are_paired_by_seed_and_grouped_by_pair_and_trial(tmp_path: Path) -> None:
-    plan = make_plan(request(tmp_path, pairs=(), methods=("KD", "AT"), trials=2))
-    assert len(plan.runs) == 2 * 2 * 2 * 2
-    groups = plan.groups()
-    assert list(groups) == [
+def test_runs_of_a_pair_and_trial_have_one_seed_and_one_teacher(tmp_path):
+    plan = Plan(request(tmp_path, pairs=(), methods=("KD", "AT"), trials=2))
+    places = plan.places
+    assert len(places) == len({p.id for p in places}) == 2 * 2 * 2 * 2
+    order = [(p.cell.column.key, p.trial) for p in places]
+    assert list(dict.fromkeys(order)) == [
         *(("res20_res8", 0), ("wrn16_2_wrn16_1", 0)),
         *(("res20_res8", 1), ("wrn16_2_wrn16_1", 1)),
     ]
-    for runs in groups.values():
-        rows = [run.cell.row.key for run in runs]
-        assert rows == ["kd", "kd_crossbatch", "at", "at_crossbatch"]
-        assert len({(run.seed, run.teacher.folder) for run in runs}) == 1
-        assert {run.job.cfg.EXPERIMENT.SEED for run in runs} == {runs[0].seed}
-    assert len({run.seed for run in plan.runs}) == 4
-    assert len({job.folder for job in plan.jobs}) == 16 + 2
+    assert [p.cell.row.key for p in places[:4]] == ["kd", "kd_crossbatch", "at", "at_crossbatch"]
+    groups = {}
+    for place, group in zip(places, order, strict=True):
+        cfg = plan.jobs[place.id].cfg
+        assert place.seed == cfg.EXPERIMENT.SEED
+        groups.setdefault(group, set()).add((place.seed, cfg.DISTILLER.TEACHER_CKPT))
+    assert [len(group) for group in groups.values()] == [1] * 4
     assert sorted(plan.teachers) == ["resnet20", "wrn_16_2"]
 
 
-def test_a_student_loads_what_its_teacher_writes(tmp_path: Path) -> None:
-    plan = make_plan(request(tmp_path))
+def test_a_student_loads_what_its_teacher_writes(tmp_path):
+    plan = Plan(request(tmp_path))
     (teacher,) = plan.teachers.values()
-    for run in plan.runs:
-        assert str(teacher.folder / "student_latest") == run.job.cfg.DISTILLER.TEACHER_CKPT
-        assert run.job.folder.parent == tmp_path / "table1" / "digits"
-        assert plan.needs[run.job] == teacher
-    assert teacher.folder.parent == tmp_path / "teachers" / "digits"
+    for job in plan.jobs.values():
+        assert str(teacher.folder / "student_latest") == job.cfg.DISTILLER.TEACHER_CKPT
+        assert job.folder.parent == tmp_path / "runs" / "digits"
+    assert [row_of(fleet[0]) for fleet in plan.work()[0].ready] == ["teacher"]
+    complete(teacher)
+    work, _ = plan.work()
+    assert [row_of(fleet[0]) for fleet in work.ready] == ["kd", "kd_crossbatch"]
+    assert not work.waiting_for
     # One teacher for all tables; another training of it makes other students.
-    other = Request("table2", "digits", prefix=str(tmp_path), methods=("original",))
-    assert make_plan(other).teachers["resnet20"] == teacher
-    longer = make_plan(request(tmp_path, teacher_epochs=30))
-    assert {r.job.folder for r in longer.runs}.isdisjoint(r.job.folder for r in plan.runs)
+    other = {"prefix": str(tmp_path), "methods": ("original",), "pairs": ("res20_res8",)}
+    assert Plan(Request("table2", "digits", **other)).teachers["resnet20"].folder == teacher.folder
+    assert plan.jobs.keys().isdisjoint(Plan(request(tmp_path, teacher_epochs=30)).jobs)
 
 
-def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:
-    plan = make_plan(request(tmp_path, "DISTILLER.TEACHER_CKPT", "a/b"))
+def test_runs_of_earlier_versions_are_found_by_what_they_are(tmp_path):
+    plan = Plan(request(tmp_path))
+    (teacher,) = plan.teachers.values()
+    complete(teacher)
+    job = next(iter(plan.jobs.values()))
+    complete(job)
+    old = tmp_path / "table1" / "digits" / "any-name"
+    old.parent.mkdir(parents=True)
+    shutil.copytree(job.folder, old.with_name("any-name.1"))
+    job.folder.rename(old)
+    moved = teacher.folder.rename(old.with_name(teacher.folder.name))
+    (old.parent / "plan.json").write_text("{}")
+    again = Plan(request(tmp_path))
+    assert again.jobs[job.id].folder == old and again.state(job.id) == "done"
+    assert again.teachers["resnet20"].folder == moved
+    # A result that is damaged, or of another configuration, is none.
+    (old / "result.json").write_text('{"cut sho')
+    (tmp_path / "runs.jsonl").unlink()
+    assert Plan(request(tmp_path)).state(job.id) == "waiting"
+
+
+def test_a_given_teacher_is_not_trained(tmp_path):
+    plan = Plan(request(tmp_path, "DISTILLER.TEACHER_CKPT", "a/b"))
     assert not plan.teachers
-    assert {r.job.cfg.DISTILLER.TEACHER_CKPT for r in plan.runs} == {"a/b"}
+    assert {job.cfg.DISTILLER.TEACHER_CKPT for job in plan.jobs.values()} == {"a/b"}
+    assert plan.query.teachers == {"resnet20": "a/b"}
     with pytest.raises(ConfigError, match="one file, but these pairs have the teachers"):
-        make_plan(request(tmp_path, "DISTILLER.TEACHER_CKPT", "a/b", pairs=()))
+        Plan(request(tmp_path, "DISTILLER.TEACHER_CKPT", "a/b", pairs=()))
 
 
-def test_missing_teachers_of_cifar(tmp_path: Path, monkeypatch) -> None:
+def test_missing_teachers_of_cifar(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no download_ckpts here, whatever the developer has
     monkeypatch.setattr("mdistiller.dataset.networks.checkout", lambda: tmp_path)
-    wanted = {"pairs": ("res56_res20", "res101_res50"), "prefix": str(tmp_path)}
-    plan = make_plan(Request("table1", **wanted))
-    assert list(plan.missing) == ["ResNet101", "resnet56"]
+    wanted = {"pairs": ("res56_res20", "res101_res50"), "prefix": str(tmp_path), "trials": 1}
+    plan = Plan(Request("table1", methods=("KD",), **wanted))
+    assert set(plan.missing) == {"ResNet101", "resnet56"}
     with pytest.raises(CheckpointError, match=r"tools/download_teachers\.py.*--train-teachers"):
         plan.refuse_missing_teachers()
-    trained = make_plan(Request("table1", train_teachers=True, **wanted))
+    trained = Plan(Request("table1", methods=("KD",), train_teachers=True, **wanted))
     trained.refuse_missing_teachers()
-    assert list(trained.teachers) == ["ResNet101", "resnet56"]
+    assert set(trained.teachers) == {"ResNet101", "resnet56"}
     # Once trained they need not be asked for.
     for job in trained.teachers.values():
-        finish(job)
-    assert not make_plan(Request("table1", **wanted)).missing
+        complete(job)
+    assert not Plan(Request("table1", methods=("KD",), **wanted)).missing
     # A published file wins.
     published = plan.missing["resnet56"]
     published.parent.mkdir(parents=True)
     published.touch()
-    with_file = make_plan(Request("table1", train_teachers=True, **wanted))
-    assert list(with_file.teachers) == ["ResNet101"]
-    files = {r.job.cfg.DISTILLER.TEACHER_CKPT for r in with_file.runs}
-    assert str(published) in files
+    with_file = Plan(Request("table1", methods=("KD",), train_teachers=True, **wanted))
+    assert set(with_file.teachers) == {"ResNet101"}
+    assert str(published) in {j.cfg.DISTILLER.TEACHER_CKPT for j in with_file.jobs.values()}
 
 
-@pytest.mark.parametrize(
-    ("epochs", "stages"),
-    [(240, [150, 180, 210]), (24, [15, 18, 21]), (8, [5, 6, 7]), (3, [2]), (1, [])],
-)
-def test_epochs_scale_the_decay_stages(epochs: int, stages: list[int]) -> None:
+def test_epochs_scale_the_decay_stages():
     cfg_file = "configs/cifar100/baseline/kd_vgg13_vgg8.yaml"
-    cfg = load_cfg(cfg_file, scaled_epochs(load_cfg(cfg_file), epochs))
-    assert (epochs, stages) == (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES)
+    for epochs, stages in ((240, [150, 180, 210]), (24, [15, 18, 21]), (3, [2]), (1, [])):
+        cfg = load_cfg(cfg_file, scaled_epochs(load_cfg(cfg_file), epochs))
+        assert (epochs, stages) == (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES)
 
 
-@pytest.mark.parametrize("name", ["trials", "epochs", "teacher_epochs"])
-def test_counts_are_positive(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} must be 1 or greater"):
-        make_plan(request(tmp_path, **{name: 0}))
-
-
-@pytest.mark.parametrize(
-    ("opts", "words"),
-    [
-        (("EXPERIMENT.SEED", "3"), "EXPERIMENT.SEED is set by the plan"),
-        (("DATASET.TYPE", "cifar100"), "use --dataset"),
-        (("KD.TEMPRATURE", "3"), "did you mean KD.TEMPERATURE?"),
-        (("SOLVER.LR",), "'SOLVER.LR' is alone"),
-        (("SOLVER.LR", "-1"), "SOLVER.LR must be greater than 0"),
-    ],
-)
-def test_wrong_overrides_are_refused_before_anything_is_trained(tmp_path, opts, words) -> None:
-    with pytest.raises(ConfigError) as error:
-        make_plan(request(tmp_path, *opts))
-    assert words in str(error.value)
-
-
-def test_plan_file_is_the_union_of_all_calls(tmp_path: Path) -> None:
-    assert save_plan(make_plan(request(tmp_path, methods=("AT",)))) == []
-    assert save_plan(make_plan(request(tmp_path, trials=2))) == []
-    assert save_plan(make_plan(request(tmp_path, pairs=("wrn16_2_wrn16_1",)))) == []
-    root = tmp_path / "table1" / "digits"
-    found = load_plan(root)
-    assert [row["key"] for row in found["rows"]] == ["kd", "kd_crossbatch", "at", "at_crossbatch"]
-    assert [c["key"] for c in found["columns"]] == ["res20_res8", "wrn16_2_wrn16_1"]
-    assert [(c["row"], c["column"], len(c["runs"])) for c in found["cells"]] == [
-        *(("kd", "res20_res8", 2), ("kd", "wrn16_2_wrn16_1", 1)),
-        *(("kd_crossbatch", "res20_res8", 2), ("kd_crossbatch", "wrn16_2_wrn16_1", 1)),
-        *(("at", "res20_res8", 1), ("at_crossbatch", "res20_res8", 1)),
-    ]
-    # Fewer trials later take nothing away.
-    save_plan(make_plan(request(tmp_path, trials=1)))
-    assert load_plan(root) == found
-    job = make_plan(request(tmp_path)).runs[0].job
-    assert root / found["cells"][0]["runs"][0]["folder"] == job.folder
-    teacher = root / found["teachers"][0]["folder"]
-    assert teacher.resolve() == make_plan(request(tmp_path)).teachers["resnet20"].folder.resolve()
-
-
-def test_plan_file_replaces_cells_with_other_settings_and_says_so(tmp_path: Path) -> None:
-    save_plan(make_plan(request(tmp_path, methods=("KD", "AT"), trials=3)))
-    remarks = save_plan(make_plan(request(tmp_path, epochs=4)))
-    assert "2 cells of plan.json had other settings" in remarks[0]
-    assert "2 other cells" in remarks[1]
-    cells = load_plan(tmp_path / "table1" / "digits")["cells"]
-    assert [len(c["runs"]) for c in cells] == [1, 1, 3, 3]
+def test_what_cannot_be_meant_is_refused_before_anything_is_trained(tmp_path):
+    for opts, options, words in (
+        ((), {"trials": 0}, "--trials must be 1 or greater"),
+        ((), {"teacher_epochs": 0}, "--teacher-epochs must be 1 or greater"),
+        (("EXPERIMENT.SEED", "3"), {}, "EXPERIMENT.SEED is set by the plan"),
+        (("DATASET.TYPE", "cifar100"), {}, "use --dataset"),
+        (("KD.TEMPRATURE", "3"), {}, "did you mean KD.TEMPERATURE?"),
+        (("SOLVER.LR",), {}, "'SOLVER.LR' is alone"),
+        (("SOLVER.LR", "-1"), {}, "SOLVER.LR must be greater than 0"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            Plan(request(tmp_path, *opts, **options))
+        assert words in str(error.value)
 
 
 # ---- states ----------------------------------------------------------------------------------
 
 
-def test_rows_of_another_version_are_left_out_of_the_plan_file(tmp_path: Path) -> None:
-    plan = make_plan(request(tmp_path))
-    save_plan(plan)
-    path = plan.request.root / "plan.json"
-    path.write_text(path.read_text().replace('"kd_crossbatch"', '"kd_ours"'))
-    assert save_plan(make_plan(request(tmp_path))) == [
-        "rows of another version are left out of plan.json: kd_ours"
-    ]
-    assert [row["key"] for row in load_plan(plan.request.root)["rows"]] == ["kd", "kd_crossbatch"]
-
-
-def test_states_of_a_run(tmp_path: Path) -> None:
-    job = make_plan(request(tmp_path)).runs[0].job
-    assert job.state() == "waiting"
+def test_states_of_a_run(tmp_path):
+    job = next(iter(Plan(request(tmp_path)).jobs.values()))
+    assert job.state == "waiting"
+    with job.open_log() as log:
+        log.write("".join(f"line {n}\n" for n in range(20)) + "error: why\nand more\n")
     job.mark_failed(1)
-    assert job.state() == "failed"
-    assert json.loads(job.failure_file.read_text())["exit_code"] == 1
+    assert job.state == "failed"
+    assert job.log_tail() == job.failure()["tail"] and len(job.log_tail()) == 8
+    assert job.last_words() == "error: why"
+    with job.open_log() as log:
+        log.write("of the next process\n")
+    assert job.log_tail() == ["of the next process"]
+    (job.folder).mkdir(parents=True)
     with claim(job.folder / ".lock"):
-        assert is_locked(job.folder / ".lock")
-        assert job.state() == "running"
-    assert job.state() == "failed"
+        assert job.state == "running"
     job.forget_failure()
-    finish(job)
-    assert job.state() == "done"
+    complete(job)
+    assert job.state == "done"
     # On another machine it is the same run.
-    moved = make_plan(request(tmp_path, "SOLVER.DEVICE", "cpu", "DATASET.ROOT", "/x")).runs[0].job
-    assert (moved.folder, moved.state()) == (job.folder, "done")
-    (job.folder / "result.json").write_text('{"cut sho')
-    assert job.state() == "waiting"
-    finish(job)
+    moved = Plan(request(tmp_path, "SOLVER.DEVICE", "cpu", "DATASET.ROOT", "/x")).jobs[job.id]
+    assert (moved.folder, moved.state) == (job.folder, "done")
     config = job.folder / "config.yaml"
     config.write_text(config.read_text().replace("TEMPERATURE: 4", "TEMPERATURE: 5"))
-    assert job.state() == "waiting"
-
-
-def test_log_tail_is_that_of_the_last_process(tmp_path: Path) -> None:
-    job = make_plan(request(tmp_path)).runs[0].job
-    for text in ("first\n", "".join(f"line {n}\n" for n in range(20)), "a\nb\n"):
-        with job.open_log() as log:
-            log.write(text)
-        tail = job.log_tail()
-        assert tail == text.splitlines()[-8:]
+    assert job.state == "waiting"
 
 
 # ---- dry run ---------------------------------------------------------------------------------
 
 
-def test_dry_run_uses_measured_times_and_writes_nothing(tmp_path: Path) -> None:
-    wanted = request(tmp_path, epochs=10, trials=3)
+def test_a_dry_run_says_what_is_there_and_writes_nothing(tmp_path):
+    wanted = request(tmp_path, "SOLVER.BATCH_SIZE", "4", trials=2)
     before = describe(wanted, workers=2, threads=1)
     assert not list(tmp_path.iterdir())
-    assert "6 runs of 2 cells and 1 teachers" in before
-    assert "(7 waiting)" in before
-    assert "timed steps of resnet8, resnet20" in before
-    plan = make_plan(wanted)
-    for job in plan.jobs[:3]:  # the teacher and one run of each cell
-        finish(job, seconds=100.0, epochs=10)
-    after = describe(wanted, workers=2, threads=1)
-    assert "(3 done, 4 waiting)" in after
-    assert "estimated from 3 finished runs of the same kind" in after
-    # Four runs of 100 s, two at a time; the teacher has 15 epochs of its own.
-    assert "left: 7 min of training, about 3 min with 2 at a time" in after
+    assert "4 runs of 2 cells and 1 teachers (4 waiting)" in before
+    assert "left: 5 runs," in before and "with 2 at a time" in before
+    assert "timed steps of" in before and "processes:" not in before
+    plan = Plan(wanted)
+    (teacher,) = plan.teachers.values()
+    complete(teacher)
+    jobs = list(plan.jobs.values())
+    complete(jobs[0])
+    jobs[1].mark_failed(1)
+    after = describe(wanted, workers=2, threads=1, fleet_size=ALL)
+    assert "(1 done, 1 failed, 2 waiting)" in after
+    assert f"{jobs[1].title}  failed: it left no message" in after
+    assert "processes: 1 x 2 runs; those of" in after
+    assert f"   2  {jobs[2].title} to {jobs[3].title}\n" in after
 
 
-def test_cost_model_counts_passes_over_the_networks() -> None:
-    networks = {n: network_size("digits", n).macs for n in ("resnet20", "resnet8")}
-    cfg = load_cfg(KD, ("SOLVER.EPOCHS", "1", "SOLVER.LR_DECAY_STAGES", "[]"))
-    vanilla = work_of(cfg)
-    assert vanilla.teacher == 1347 * networks["resnet20"]
-    assert vanilla.student == (3 * 1347 + 450) * networks["resnet8"]
-    ours = load_cfg(
-        "configs/digits/crossbatch_kd.yaml",
-        ("SOLVER.EPOCHS", "1", "SOLVER.LR_DECAY_STAGES", "[]"),
-    )
-    assert work_of(ours).student - vanilla.student == 5 * 1347 * networks["resnet8"]
-    assert work_of(load_cfg("configs/digits/teacher.yaml")).teacher == 0
+def test_times_are_those_of_recorded_runs_of_the_same_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(Estimate, "_time", lambda self, cfg, name: 1e-9)
+    plan = Plan(request(tmp_path))
+    kd, ours = (job.cfg for job in plan.jobs.values())
+
+    def record(opts=(), **result) -> Record:
+        cfg = load_cfg(KD, ("DISTILLER.STUDENT", "resnet8", *opts))
+        result = {"seconds": 40.0, "epochs": 4, "threads": 1, **result}
+        return Record("", "done", settings_of(cfg), result=result, machine=processor())
+
+    # Four epochs of half the images took 40 s; LR and EPOCHS have nothing to do with it.
+    half = ("DATASET.SUBSET", "673", "SOLVER.LR", "0.3", "SOLVER.EPOCHS", "4")
+    measured = Estimate([record(half)], threads=1)
+    assert measured.seconds(kd) == pytest.approx(2 * 10.0 * 1347 / 673)
+    for other in (
+        [record(half, threads=2)],
+        [record(half, fleet=2)],
+        [record((*half, "SOLVER.AMP", "bf16"))],
+        [record((*half, "SOLVER.BATCH_SIZE", "32"))],
+    ):
+        assert Estimate(other, threads=1).seconds(kd) < 1e-3
+    assert measured.seconds(ours) < 1e-3
+    assert Estimate([], 1).seconds(kd, fleet=10) < Estimate([], 1).seconds(kd)
 
 
-def test_disk_is_what_checkpoints_hold() -> None:
-    student = network_size("digits", "resnet8").state_bytes
-    teacher = network_size("digits", "resnet20").state_bytes
-    assert disk_of(load_cfg(KD)) == 2 * (3 * student + teacher)
-    assert disk_of(load_cfg(KD, ("LOG.SAVE_CHECKPOINT_FREQ", "5"))) == 4 * (3 * student + teacher)
+def test_the_cost_model_counts_passes_and_images():
+    assert passes_of(load_cfg(KD)) == 3
+    given = {"PERIOD 1": 8, "PERIOD 10": 5.3, "REFERENCE same": 5, "BATCH_SIZE 16": 5.75}
+    for words, passes in given.items():
+        key, value = words.split()
+        assert passes_of(load_cfg(OURS, (f"CROSSBATCH.{key}", value))) == pytest.approx(passes)
+    assert images_of(load_cfg(KD)) == (1347, 450)
+    assert images_of(load_cfg(KD, ("DATASET.HOLDOUT", "270"))) == (1077, 270)
+    assert images_of(load_cfg("configs/glyphs/kd.yaml", ("DATASET.SUBSET", "70")))[0] == 70
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_disk_is_what_checkpoints_hold():
+    states = (build_model("digits", name, 10).state_dict() for name in ("resnet8", "resnet20"))
+    student, teacher = (sum(v.numel() * v.element_size() for v in s.values()) for s in states)
+    estimate = Estimate([], 1)
+    two = ("DISTILLER.STUDENT", "resnet8")
+    assert estimate.disk(load_cfg(KD, two)) == 2 * (3 * student + teacher)
+    freq = ("LOG.SAVE_CHECKPOINT_FREQ", "5")
+    assert estimate.disk(load_cfg(KD, (*two, *freq))) == 4 * (3 * student + teacher)
+
+
+def test_overrides_may_stand_behind_a_list():
+    for words in (
         "--methods KD alpha0.25 SOLVER.LR 0.1 LOG.WANDB True",
         "SOLVER.LR 0.1 LOG.WANDB True --methods KD alpha0.25",
         "--methods KD alpha0.25 SOLVER.LR 0.1 --pairs res20_res8 LOG.WANDB True",
-    ],
-)
-def test_overrides_may_stand_behind_a_list(words, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["reproduce.py", "grid_b", *words.split()])
-    args = reproduce.parse_arguments()
-    assert args.methods == ["KD", "alpha0.25"]
-    assert args.pairs in ([], ["res20_res8"])
-    found = dict(zip(args.opts[0::2], args.opts[1::2], strict=True))
-    assert found == {"SOLVER.LR": "0.1", "LOG.WANDB": "True"}
+    ):
+        args = reproduce.parse_arguments(["grid_b", *words.split()])
+        assert args.methods == ["KD", "alpha0.25"]
+        assert args.pairs in ([], ["res20_res8"])
+        found = dict(zip(args.opts[0::2], args.opts[1::2], strict=True))
+        assert found == {"SOLVER.LR": "0.1", "LOG.WANDB": "True"}
+
+
+def test_what_was_asked_for_is_kept_without_paths(tmp_path):
+    plan = Plan(request(tmp_path, "DATASET.ROOT", "/data", "SOLVER.LR", "1e-1"))
+    (teacher,) = plan.teachers.values()
+    assert plan.query.overrides == ("SOLVER.LR", "1e-1")
+    assert plan.query.teachers == {"resnet20": f"{teacher.folder.name}/student_latest"}
+    assert "/data" not in json.dumps(plan.query.__dict__)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mdistiller.config import identity_of
 from mdistiller.errors import DataError
-from mdistiller.experiments.identity import run_id
 from mdistiller.experiments.query import places
 from mdistiller.experiments.records import (
     QUERIES,
@@ -84,7 +84,9 @@ def record(**changed) -> Record:
     config = {"EXPERIMENT.SEED": 1, "DATASET.TYPE": "digits", **changed.pop("config", {})}
     result = {"last_top1": 50.0, "seconds": 2.5}
     epochs = [{"epoch": 1, "test_acc": 50.0}]
-    return Record(run_id(config), "done", config, **{"result": result, "epochs": epochs} | changed)
+    return Record(
+        identity_of(config), "done", config, **{"result": result, "epochs": epochs} | changed
+    )
 
 
 def test_a_run_is_added_once_and_another_training_of_it_beside_it(tmp_path):
@@ -170,14 +172,16 @@ def test_records_of_earlier_versions_are_read(tmp_path):
 def test_a_runs_hash_is_of_what_it_depends_on(runs):
     assert {"a394da46", "1198f211", "ea3c0482"} <= {run.id for run in runs}, "as they were written"
     config = record().config
-    assert run_id(config) == run_id(config | {"SOLVER.MOMENTUM": 0.9}), "a default"
-    assert run_id(config) != run_id(config | {"SOLVER.MOMENTUM": 0.8})
+    assert identity_of(config) == identity_of(config | {"SOLVER.MOMENTUM": 0.9}), "a default"
+    assert identity_of(config) != identity_of(config | {"SOLVER.MOMENTUM": 0.8})
     # A file in another run's folder is that run's, whatever the folder is called besides.
     key = "DISTILLER.TEACHER_CKPT"
     one, other = (config | {key: f"{name}0123abcd/student_latest"} for name in ("teacher-a-", ""))
-    assert run_id(one) == run_id(other) != run_id(config)
+    assert identity_of(one) == identity_of(other) != identity_of(config)
     # Pinned: records and folders that exist are known by it.
-    assert run_id({"EXPERIMENT.SEED": 1, "SOLVER.LR": 0.1, "CROSSBATCH.ALPHA": 0.5}) == "4359db12"
+    assert (
+        identity_of({"EXPERIMENT.SEED": 1, "SOLVER.LR": 0.1, "CROSSBATCH.ALPHA": 0.5}) == "4359db12"
+    )
 
 
 def test_paths_become_portable(tmp_path, monkeypatch):

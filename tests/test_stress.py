@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdistiller.config import identity
+from mdistiller.config.names import identity_settings
 from mdistiller.dataset import ArrayLoader, ImageArray, Recipe, dataset_dict, get_dataset
 from mdistiller.dataset._noise import noisy_targets
 from mdistiller.dataset._selection import select
@@ -27,7 +29,7 @@ from mdistiller.engine.teacher import (
 )
 from mdistiller.errors import ConfigError
 from mdistiller.experiments.estimate import images_of
-from mdistiller.experiments.job import identity, identity_hash
+from mdistiller.experiments.schema import settings_of
 from mdistiller.models import cifar_model_dict, imagenet_model_dict
 from tests.test_dataset_folder import big as big  # noqa: PLC0414 (a fixture)
 from tests.test_dataset_folder import config as folder_config
@@ -156,9 +158,11 @@ def test_what_is_refused(opts, message):
 
 def test_stress_is_part_of_what_a_run_is():
     plain = load_cfg("configs/digits/kd.yaml")
-    assert not any("NOISE" in key or "FAULT" in key for key in identity(plain))
+    assert not any(
+        "NOISE" in key or "FAULT" in key for key in identity_settings(settings_of(plain))
+    )
     for opts in (("DATASET.LABEL_NOISE", 0.4), ("DISTILLER.TEACHER_FAULT", "permute")):
-        assert identity_hash(load_cfg("configs/digits/kd.yaml", opts)) != identity_hash(plain)
+        assert identity(load_cfg("configs/digits/kd.yaml", opts)) != identity(plain)
 
 
 # --- teachers ---------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ examples:
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.errors import ConfigError
 from mdistiller.experiments import (
     ALL,
     RESULTS,
-    STUDY,
     TABLES,
     LocalBackend,
     RayBackend,
@@ -60,8 +60,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--record",
         metavar="DIR",
-        help="add a line for every run that ends to DIR/<table>-<dataset>.jsonl; what is done "
-        f"there is not trained again (default for grids: {RESULTS})",
+        help="folder of records: what is done there is not trained again, and what ends is added "
+        f"(default: {RESULTS} for grids, else the prefix)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print plan, time and disk only")
     parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
         args.prefix,
         tuple(args.opts),
         args.train_teachers,
-        args.record or (RESULTS if args.table.lower() in STUDY else None),
+        args.record,
+        ("reproduce.py", *(sys.argv[1:] if argv is None else argv)),
     )
     overrides = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
     slots = local_slots(args.workers, overrides.get("SOLVER.DEVICE", "auto"), args.threads)

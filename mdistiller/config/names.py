@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from .table import TABLE
 # Bytes of the part of a folder's name that says what the command line changed.
 _LONGEST_CHANGES = 100
 _DIGITS = 8
+# The folder of a planned run, e.g. teacher-resnet20-1a2b3c4d/.
+_MADE_BY = re.compile(rf"^.*-([0-9a-f]{{{_DIGITS}}})/")
 
 
 def affects_result(key: str) -> bool:
@@ -43,11 +46,12 @@ def relevant(leaves: dict[str, Any]) -> dict[str, Any]:
 def identity_settings(leaves: dict[str, Any]) -> dict[str, Any]:
     """:func:`relevant` without what is at its default, sorted by key.
 
-    So a setting that a later version adds does not make every earlier run another one.
+    So a setting that a later version adds does not make every earlier run another one. Of a file
+    in a folder that the experiment runner has named only the hash at the end of that name counts.
     """
     defaults = {k: s.value() if s.first is None else s.first for k, s in TABLE.items()}
     return {
-        key: value
+        key: _MADE_BY.sub(r"\1/", value) if key in TABLE and TABLE[key].kind == "input" else value
         for key, value in sorted(relevant(leaves).items())
         if key not in defaults or value != _plain(defaults[key])
     }

@@ -1,17 +1,17 @@
 """Many trainings, and what they say together."""
 
+from .backends import LocalBackend, local_slots
 from .compare import Cell, compare, format_table
 from .fleet.grouping import ALL
 from .job import Job
-from .launch import launch
-from .local_backend import LocalBackend, local_slots
-from .plan import Request, make_plan
+from .plan import Plan, Request
+from .query import Place, places
 from .ray_backend import RayBackend
-from .record import RESULTS
+from .records import RESULTS, by_id, read_queries, read_runs
 from .reproduce import describe, reproduce
-from .tables import TABLES, build_table
+from .schema import Query, Record
+from .tables import STUDY, TABLES, build_table
 from .tables.pairs import datasets
-from .tables.study import STUDY
 
 __all__ = [
     "ALL",
@@ -21,15 +21,21 @@ __all__ = [
     "Cell",
     "Job",
     "LocalBackend",
+    "Place",
+    "Plan",
+    "Query",
     "RayBackend",
+    "Record",
     "Request",
     "build_table",
+    "by_id",
     "compare",
     "datasets",
     "describe",
     "format_table",
-    "launch",
     "local_slots",
-    "make_plan",
+    "places",
+    "read_queries",
+    "read_runs",
     "reproduce",
 ]

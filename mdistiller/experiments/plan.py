@@ -1,30 +1,39 @@
-"""The runs of a table: which configuration, which seed, which folder, which teacher first."""
+"""What a request needs, what of it is there, and what can be trained now."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from mdistiller.config import load_cfg
+from mdistiller.config import identity, load_cfg
 from mdistiller.dataset import registered_checkpoint
 from mdistiller.engine.check import check_config
+from mdistiller.engine.rundir.files import write_text
+from mdistiller.engine.rundir.records import WEIGHTS_FILE
 from mdistiller.errors import CheckpointError, ConfigError
 from mdistiller.seeding import derive_seed
 
-from .job import Job, identity_hash
-from .tables import Cell, Table, build_table
+from .derive import scaled_epochs
+from .fleet.grouping import plan_fleets
+from .job import Job, find_folders
+from .make_record import record_of
+from .query import SEED, Place, places, table_of
+from .records import append_run, by_id, check_writable, read_runs
+from .runner import Work
+from .schema import TEACHER_FILE, Query, portable, without_places
+from .tables import STUDY, Cell
 from .tables.pairs import teacher_config
 
+STATES = ("done", "running", "failed", "waiting")
 TEACHERS = "teachers"
-_TEACHER_FILE = "DISTILLER.TEACHER_CKPT"
 
 # The runner's own; the option to use instead, if there is one.
 _RESERVED = {
-    "EXPERIMENT.SEED": "",
+    SEED: "",
     "EXPERIMENT.PROJECT": "",
     "EXPERIMENT.NAME": "",
     "DATASET.TYPE": "; use --dataset",
@@ -33,7 +42,7 @@ _RESERVED = {
 # The latest and the best checkpoint suffice for every table; a user's override wins.
 _KEEP_FEW = ("LOG.SAVE_CHECKPOINT_FREQ", "1000000")
 # Overrides that hold for a teacher's training, too.
-_SHARED_KEYS = ("DATASET.ROOT", "DATASET.NUM_WORKERS", "SOLVER.DEVICE")
+_SHARED_KEYS = ("DATASET.ROOT", "DATASET.NUM_WORKERS", "SOLVER.DEVICE", "EXPERIMENT.IMPORTS")
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,12 @@ class Request:
     """What is to be reproduced.
 
     Attributes:
-        table, dataset, pairs, methods: as for :func:`~.tables.build_table`.
-        trials: per cell; None: the table's own number.
-        epochs, teacher_epochs: instead of the configurations', the decay stages in proportion.
+        table, dataset, pairs, methods, trials, epochs, teacher_epochs: see :class:`Query`.
         prefix: folder for all results.
         opts: overrides of every student's configuration.
         train_teachers: train the teachers whose checkpoint is missing.
-        record: folder for records that outlive the results' folders; None for no records.
+        record: folder of records; None: ``results`` for the study's grids, else the prefix.
+        command: the command line.
     """
 
     table: str
@@ -61,71 +69,115 @@ class Request:
     opts: tuple[str, ...] = ()
     train_teachers: bool = False
     record: str | None = None
+    command: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises ConfigError if a number or an override cannot be meant."""
+        for name in ("trials", "epochs", "teacher_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be 1 or greater, not {value}")
+        if len(self.opts) % 2:
+            raise ConfigError(f"overrides come in pairs KEY VALUE, but {self.opts[-1]!r} is alone")
+        for key in self.opts[0::2]:
+            if key in _RESERVED:
+                raise ConfigError(f"{key} is set by the plan{_RESERVED[key]}")
 
     @property
-    def root(self) -> Path:
-        return Path(self.prefix) / self.table.lower() / self.dataset.lower()
+    def records(self) -> Path:
+        grid = self.table.lower() in STUDY
+        return Path(self.record or ("results" if grid else self.prefix))
+
+    def query(self, teachers: dict[str, str]) -> Query:
+        """With the overrides as they are given, and the files of ``teachers``."""
+        return Query(
+            *(self.table.lower(), self.dataset.lower(), self.pairs, self.methods, self.trials),
+            *(self.epochs, self.teacher_epochs, self.opts, teachers),
+        )
 
 
-@dataclass(frozen=True)
-class Run:
-    """One trial of one cell; runs of the same ``group`` share teacher, seed and data order."""
-
-    cell: Cell
-    trial: int
-    seed: int
-    job: Job
-    teacher: Job | None
-
-    @property
-    def group(self) -> tuple[str, int]:
-        return self.cell.column.pair.key, self.trial
-
-
-@dataclass(frozen=True)
 class Plan:
-    """All runs of a request, trial by trial, so that a plan cut short is one of fewer trials.
+    """All runs of a request.
+
+    Args:
+        request: what is asked for.
+        write: record runs that are done in their folders but not recorded.
 
     Attributes:
-        teachers: trainings that must be done before, by the teacher's name.
-        teacher_files: checkpoints, by the teacher's name.
+        query: of the request, to be kept with the records.
+        teachers: trainings of teachers, by the teacher's name.
         missing: files of teachers that are neither there nor to be trained, by name.
+        places: every trial of every cell, in order.
+        jobs: the runs by their id.
+        done: records of finished runs by their id.
+
+    Raises:
+        ConfigError: an unknown name, a wrong override, or a cell that cannot be trained.
+        DataError: the records are damaged or cannot be written.
     """
 
-    request: Request
-    table: Table
-    runs: tuple[Run, ...]
-    teachers: dict[str, Job]
-    teacher_files: dict[str, str]
-    missing: dict[str, Path]
+    def __init__(self, request: Request, write: bool = True) -> None:
+        request.check()
+        self.request, self._write = request, write
+        self.table = table_of(request.query({}))
+        self.teachers: dict[str, Job] = {}
+        self.missing: dict[str, Path] = {}
+        files = self._plan_teachers()
+        self._asked = request.query(files)
+        short = files or {name: dict(_pairs(request.opts))[TEACHER_FILE] for name in self._networks}
+        self.query = replace(
+            self._asked,
+            overrides=without_places(request.opts),
+            teachers={name: portable(file) for name, file in short.items()},
+            command=tuple(map(portable, request.command)),
+        )
+        if write:
+            check_writable(request.records)
+        self.done = by_id(read_runs(request.records), request.table)
+        self.jobs: dict[str, Job] = {}
+        self._checked: set[tuple[str, str]] = set()
+        self.update()
+
+    # ---- what is there -------------------------------------------------------------------
+
+    def update(self) -> None:
+        """Find the runs whose settings can be known by now, and what of them is done."""
+        before = -1
+        while before < len(self.done):
+            before = len(self.done)
+            self.places = places(self._asked, self.done)
+            new = {p.id: p for p in self.places if p.id and p.id not in self.jobs}
+            folders = find_folders(self.request.prefix, new)
+            for id, place in new.items():
+                self.jobs[id] = self._job(place, folders.get(id))
+                if place.source is None:
+                    self._check(place)
+                if id not in self.done and self.jobs[id].result() is not None:
+                    self.settle("done", self.jobs[id])
+
+    def settle(self, state: str, job: Job) -> None:
+        """Note that a job has ended, "done" or "failed"."""
+        record = record_of(job, state, self.request.table, self.query.command)
+        if self._write:
+            append_run(self.request.records, record)
+        if state == "done":
+            self.done[job.id] = record
+
+    def state(self, id: str | None) -> str:
+        """One of :data:`STATES`; a run whose settings are not known yet is waiting."""
+        if id in self.done:
+            return "done"
+        return self.jobs[id].state if id else "waiting"
+
+    def counts(self) -> Counter[str]:
+        return Counter(self.state(place.id) for place in self.places)
 
     @property
-    def trials(self) -> range:
-        return range(self.request.trials or self.table.trials)
-
-    def with_runs(self, runs: Sequence[Run]) -> Plan:
-        """A plan with these runs as well."""
-        columns = [column.key for column in self.table.columns]
-        ordered = sorted(
-            (*self.runs, *runs), key=lambda r: (r.trial, columns.index(r.cell.column.key))
-        )
-        return replace(self, runs=tuple(ordered))
-
-    @cached_property
-    def jobs(self) -> list[Job]:
-        """Teachers first."""
-        return [*self.teachers.values(), *(run.job for run in self.runs)]
-
-    @cached_property
-    def needs(self) -> dict[Job, Job]:
-        return {run.job: run.teacher for run in self.runs if run.teacher}
-
-    def groups(self) -> dict[tuple[str, int], list[Run]]:
-        """Runs by pair and trial."""
-        found: dict[tuple[str, int], list[Run]] = {}
-        for run in self.runs:
-            found.setdefault(run.group, []).append(run)
-        return found
+    def needed_teachers(self) -> list[Job]:
+        """Teachers that are to be trained before a run that is not done."""
+        names = {p.cell.column.pair.teacher for p in self.places if p.id not in self.done}
+        found = (job for name, job in self.teachers.items() if name in names)
+        return [job for job in found if job.result() is None]
 
     def refuse_missing_teachers(self) -> None:
         """Raises CheckpointError if a teacher is missing."""
@@ -136,156 +188,120 @@ class Plan:
                 "published ones (all but ResNet101), --train-teachers trains what is missing"
             )
 
+    # ---- what can be trained -------------------------------------------------------------
 
-def trial_seed(table: str, pair: str, trial: int) -> int:
-    """EXPERIMENT.SEED of a trial: the same for all methods and weightings on a pair.
+    def work(self, fleet_size: int = 1) -> tuple[Work, list[str]]:
+        """What can be trained now, and remarks on what cannot share a process.
 
-    The same initial student and the same order and augmentation of its batches make the
-    differences between them paired.
-    """
-    return derive_seed(0, table, pair, trial) % 2**31
+        Raises:
+            ConfigError: a cell whose settings have just become known cannot be trained.
+        """
+        self.update()
+        lacking = {job.id for job in self.needed_teachers}
+        sources = {p.source for p in self.places if p.id is None}
+        groups: dict[tuple[str, int], dict[str, Job]] = {}
+        for place in self.places:
+            job = self.jobs.get(place.id)
+            if job is None or place.id in self.done or job.failure_file.exists():
+                continue
+            teacher = self.teachers.get(place.cell.column.pair.teacher)
+            if teacher is None or teacher.id not in lacking:
+                if self._write and place.source is not None:
+                    self._restore_weights(place)
+                    self._check(place)
+                group = place.cell.column.pair.key, place.trial
+                groups.setdefault(group, {})[place.id] = job
+        fleets, remarks = plan_fleets(map(list, map(dict.values, groups.values())), fleet_size)
+        teachers = (job for job in self.needed_teachers if not job.failure_file.exists())
+        ready = [*((job,) for job in teachers), *fleets]
+        return Work(ready, frozenset(lacking | sources)), remarks
 
+    def _restore_weights(self, place: Place) -> None:
+        """Write the weights that a run replays to where it reads them."""
+        if "REPLAY.FILE" not in place.opts:
+            return
+        file = Path(self.jobs[place.id].cfg.REPLAY.FILE)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps(entry) + "\n" for entry in self.done[place.source].weights)
+            write_text(file, "".join(lines))
 
-def scaled_epochs(cfg: Any, epochs: int) -> tuple[str, ...]:
-    """Overrides for a training of ``epochs``, with the decay stages at the same fractions of it."""
-    stages = [round(stage * epochs / cfg.SOLVER.EPOCHS) for stage in cfg.SOLVER.LR_DECAY_STAGES]
-    kept = sorted({stage for stage in stages if 1 <= stage < epochs})
-    return ("SOLVER.EPOCHS", str(epochs), "SOLVER.LR_DECAY_STAGES", str(kept))
+    # ---- how runs are made ---------------------------------------------------------------
 
+    def _job(self, place: Place, folder: Path | None) -> Job:
+        request, opts = self.request, place.opts
+        root = Path(request.prefix) / "runs"
+        if folder is None:
+            # Not by the row, which is another one in another table that wants the same run.
+            column = place.cell.column.pair.key
+            name = f"{place.cell.method.lower()}-{column}-t{place.trial}-{place.id}"
+            folder = root / self.table.dataset / name
+        if place.source and "REPLAY.FILE" in opts:
+            opts = (*opts, "REPLAY.FILE", str(root / "weights" / place.source / WEIGHTS_FILE))
+        opts = (*_KEEP_FEW, *opts)
+        return Job.in_folder(place.id, place.cell.cfg_file, opts, folder, place.label)
 
-def make_plan(request: Request) -> Plan:
-    """Lay out all runs; nothing is written.
+    def _check(self, place: Place) -> None:
+        """A cell's first trial stands for the others."""
+        key = place.key[:2]
+        if key not in self._checked and place.id not in self.done:
+            self._checked.add(key)
+            check_config(self.jobs[place.id].cfg)
 
-    Raises:
-        ConfigError: an unknown name, a wrong override, or a cell that cannot be trained.
-    """
-    _check_request(request)
-    table = build_table(request.table, request.dataset, request.pairs, request.methods)
-    teachers, files, missing = _plan_teachers(request, table)
-    plan = Plan(request, table, (), teachers, files, missing)
-    for cell in table.cells:
-        if cell.row.derived is None:
-            cell_runs = [plan_run(plan, cell, trial) for trial in plan.trials]
-            check_config(cell_runs[0].job.cfg)
-            plan = plan.with_runs(cell_runs)
-    return plan
+    @cached_property
+    def _networks(self) -> dict[str, Cell]:
+        """Each teacher once, with a cell that it teaches."""
+        return {cell.column.pair.teacher: cell for cell in reversed(self.table.cells)}
 
+    def _plan_teachers(self) -> dict[str, str]:
+        """Fill ``teachers`` and ``missing``; returns the files by network."""
+        request, files = self.request, {}
+        if TEACHER_FILE in request.opts:
+            if len(self._networks) > 1:
+                raise ConfigError(
+                    f"{TEACHER_FILE} is one file, but these pairs have the teachers "
+                    f"{', '.join(self._networks)}; choose pairs of one teacher with --pairs"
+                )
+            return files
+        for name, cell in reversed(self._networks.items()):
+            published = _published_file(cell, self.table.dataset)
+            if published is not None and published.exists():
+                files[name] = str(published)
+                continue
+            job = self._teacher_job(name)
+            files[name] = str(job.folder / "student_latest")
+            # Elsewhere than on CIFAR-100 there is nothing that could be downloaded.
+            if published is None or request.train_teachers or job.result() is not None:
+                self.teachers[name] = job
+            else:
+                self.missing[name] = published
+        return files
 
-def _check_request(request: Request) -> None:
-    for name in ("trials", "epochs", "teacher_epochs"):
-        value = getattr(request, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be 1 or greater, not {value}")
-    if len(request.opts) % 2:
-        raise ConfigError(f"overrides come in pairs KEY VALUE, but {request.opts[-1]!r} is alone")
-    for key in request.opts[0::2]:
-        if key in _RESERVED:
-            raise ConfigError(f"{key} is set by the plan{_RESERVED[key]}")
-
-
-def plan_run(plan: Plan, cell: Cell, trial: int, derived: Sequence[str] = ()) -> Run:
-    """A trial of a cell, with overrides of its own in ``derived``."""
-    request, teacher = plan.request, cell.column.pair.teacher
-    opts = cell_opts(request, cell)
-    if _TEACHER_FILE not in request.opts:
-        opts = (*opts, _TEACHER_FILE, plan.teacher_files[teacher])
-    seed = trial_seed(plan.table.seeds, cell.column.pair.key, trial)
-    job = _place(
-        f"{cell.row.key}-{cell.column.key}-t{trial}",
-        cell.cfg_file,
-        (*opts, *derived, "EXPERIMENT.SEED", str(seed)),
-        request.root,
-    )
-    return Run(cell, trial, seed, job, plan.teachers.get(teacher))
-
-
-def cell_opts(request: Request, cell: Cell) -> tuple[str, ...]:
-    """The overrides that say what a cell is: its own, then the request's."""
-    return (*cell.opts, *request_opts(request, cell))
-
-
-def request_opts(request: Request, cell: Cell) -> tuple[str, ...]:
-    """The overrides of --epochs, then the user's."""
-    scaled = ()
-    if request.epochs is not None:
-        scaled = scaled_epochs(load_cfg(cell.cfg_file, cell.opts), request.epochs)
-    return (*scaled, *request.opts)
-
-
-def _place(name: str, cfg_file: str, opts: Sequence[str], root: Path) -> Job:
-    """The job in ``root``/``name``-<hash of what it computes>."""
-    name = f"{name}-{identity_hash(load_cfg(cfg_file, opts))}"
-    place = ("LOG.PREFIX", str(root.parent), "EXPERIMENT.PROJECT", root.name)
-    return Job(cfg_file, (*_KEEP_FEW, *opts, *place, "EXPERIMENT.NAME", name))
-
-
-# ---- teachers --------------------------------------------------------------------------------
-
-
-def _plan_teachers(
-    request: Request, table: Table
-) -> tuple[dict[str, Job], dict[str, str], dict[str, Path]]:
-    """Trainings, checkpoint files and missing files of the table's teachers, by name."""
-    jobs, files, missing = {}, {}, {}
-    if _TEACHER_FILE in request.opts:
-        _refuse_two_teachers(table)
-        return jobs, files, missing
-    for name, cell in _by_teacher(table):
-        published = _published_file(cell, table.dataset)
-        if published is not None and published.exists():
-            files[name] = str(published)
-            continue
-        job = _teacher_job(request, table.dataset, name)
-        files[name] = str(job.folder / "student_latest")
-        # Elsewhere than on CIFAR-100 there is nothing that could be downloaded.
-        if published is None or request.train_teachers or job.result() is not None:
-            jobs[name] = job
-        else:
-            missing[name] = published
-    return jobs, files, missing
-
-
-def _by_teacher(table: Table) -> Iterator[tuple[str, Cell]]:
-    """Each teacher once, with a cell that it teaches."""
-    seen = set()
-    for cell in table.cells:
-        name = cell.column.pair.teacher
-        if name not in seen:
-            seen.add(name)
-            yield name, cell
-
-
-def _refuse_two_teachers(table: Table) -> None:
-    names = [name for name, _ in _by_teacher(table)]
-    if len(names) > 1:
-        raise ConfigError(
-            f"{_TEACHER_FILE} is one file, but these pairs have the teachers {', '.join(names)}; "
-            "choose pairs of one teacher with --pairs"
+    def _teacher_job(self, name: str) -> Job:
+        """One training for all tables, trials and methods."""
+        request, dataset = self.request, self.table.dataset
+        cfg_file, opts = teacher_config(dataset, name)
+        opts = (
+            *opts,
+            *(x for pair in _pairs(request.opts) if pair[0] in _SHARED_KEYS for x in pair),
         )
+        if request.teacher_epochs is not None:
+            opts = (*opts, *scaled_epochs(load_cfg(cfg_file, opts), request.teacher_epochs))
+        opts = (*_KEEP_FEW, *opts, SEED, str(derive_seed(0, TEACHERS, name) % 2**31))
+        id = identity(load_cfg(cfg_file, opts))
+        found = find_folders(request.prefix, [id])
+        place = Path(request.prefix) / TEACHERS / dataset / f"teacher-{name}-{id}"
+        return Job.in_folder(id, cfg_file, opts, found.get(id, place), f"teacher-{name}")
+
+
+def _pairs(opts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    return zip(opts[0::2], opts[1::2], strict=True)
 
 
 def _published_file(cell: Cell, dataset: str) -> Path | None:
     """Where a cell's configuration expects its teacher; None if its data set has none."""
-    name = cell.column.pair.teacher
-    registered = registered_checkpoint(dataset, name)
+    registered = registered_checkpoint(dataset, cell.column.pair.teacher)
     if registered is None:
         return None
     configured = load_cfg(cell.cfg_file, cell.opts).DISTILLER.TEACHER_CKPT
     return Path(configured) if configured else registered
-
-
-def _teacher_job(request: Request, dataset: str, name: str) -> Job:
-    """One training for all tables, trials and methods."""
-    cfg_file, opts = teacher_config(dataset, name)
-    pairs = zip(request.opts[0::2], request.opts[1::2], strict=True)
-    opts = (*opts, *(x for pair in pairs if pair[0] in _SHARED_KEYS for x in pair))
-    if request.teacher_epochs is not None:
-        opts = (*opts, *scaled_epochs(load_cfg(cfg_file, opts), request.teacher_epochs))
-    seed = str(derive_seed(0, TEACHERS, name) % 2**31)
-    root = Path(request.prefix) / TEACHERS / dataset
-    return _place(f"teacher-{name}", cfg_file, (*opts, "EXPERIMENT.SEED", seed), root)
-
-
-def relative_folder(job: Job, root: Path) -> str:
-    """A job's folder as seen from ``root``."""
-    return os.path.relpath(job.folder, root)

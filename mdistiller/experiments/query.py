@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from mdistiller.config import load_cfg
+from mdistiller import config
 from mdistiller.errors import ConfigError
 from mdistiller.seeding import derive_seed
 
 from .derive import derive, scaled_epochs
-from .identity import run_id, settings_of
-from .schema import TEACHER_FILE, Query, Record
+from .schema import TEACHER_FILE, Query, Record, settings_of
 from .tables import Cell, Table, build_table
 
 SEED = "EXPERIMENT.SEED"
+
+# The same table is asked for again and again while its runs end.
+load_cfg = cache(config.load_cfg)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,6 @@ class Place:
     Attributes:
         id: the run's; None while a run whose numbers it is made of is not done.
         opts: overrides KEY VALUE ... of the cell's configuration file.
-        teacher: name of the network.
         source: id of the run that it is made of, if there is one.
     """
 
@@ -143,4 +145,4 @@ def _place(
 ) -> Place:
     """The trial whose configuration has ``settings`` but for its seed."""
     own = (*opts, SEED, str(seed))
-    return Place(cell, trial, seed, run_id(settings | {SEED: seed}), own, source)
+    return Place(cell, trial, seed, config.identity_of(settings | {SEED: seed}), own, source)

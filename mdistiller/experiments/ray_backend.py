@@ -1,8 +1,8 @@
 """Trains jobs as Ray tasks, on this machine or on a cluster that shares its folders.
 
-A task starts the same process as :class:`~.local_backend.LocalBackend` does, on the machine
+A task starts the same process as :class:`~.backends.LocalBackend` does, on the machine
 that Ray chooses, in the caller's working folder, which must lie on a path that all machines
-share. If the worker is lost, its training ends with it (see :mod:`~.tether`), and Ray starts
+share. If the worker is lost, its training ends with it (see :mod:`~.worker`), and Ray starts
 the task again, which continues from the last checkpoint.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 
 from mdistiller.errors import MdistillerError
 
-from .job import Job, command, training_variables
+from .backends import begin_logs, command, training_variables
+from .job import Job
 
 # How often a task is started again after its worker was lost.
 RETRIES = 5
@@ -96,8 +97,7 @@ class RayBackend:
         return len(self._running) < self.size + _QUEUE
 
     def start(self, jobs: tuple[Job, ...]) -> None:
-        for job in jobs:
-            job.begin_log(jobs[0])
+        begin_logs(jobs)
         log = str(jobs[0].log)
         ref = self._task.remote(os.getcwd(), command(jobs), self._variables, log)
         self._running[ref] = jobs

@@ -10,10 +10,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mdistiller.config import identity_of
 from mdistiller.engine.rundir.folder import claim
 from mdistiller.errors import DataError
 
-from .identity import run_id
 from .old_records import as_record, is_old, queries_of
 from .schema import Query, Record
 
@@ -108,7 +108,7 @@ def _record(line: dict[str, Any], path: Path, number: int) -> Record:
             raise ValueError(f"no entry {missing[0]}")
         known = {f.name for f in fields(Record)}
         # The hash of today, by whichever it was written.
-        line = {k: v for k, v in line.items() if k in known} | {"id": run_id(line["config"])}
+        line = {k: v for k, v in line.items() if k in known} | {"id": identity_of(line["config"])}
         return Record(**line)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, number, error) from None

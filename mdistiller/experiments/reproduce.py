@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 from mdistiller.errors import MdistillerError
 
-from .board import Board, duration
-from .dependents import Dependents, Follower
-from .estimate import TimeModel, disk_of
-from .fleet.grouping import plan_fleets
-from .job import STATES, Job
-from .ledger import Ledger
-from .plan import Plan, Request, make_plan
-from .plan_file import save_plan
-from .schedule import Backend, Outcome, Schedule
+from .estimate import Estimate, duration, size
+from .job import Job
+from .plan import STATES, Plan, Request
+from .records import append_query
+from .runner import Backend, Outcome, Runner, Work
+
+_LINE_SECONDS = 60.0
+_NAMED = 4
 
 
 def reproduce(
@@ -34,87 +34,104 @@ def reproduce(
         request: what to train.
         open_backend: makes the backend, after everything has been checked.
         retry_failed: train those again that have failed in an earlier call.
-        fleet_size: runs that one process trains side by side, see :func:`~.fleets.plan_fleets`.
+        fleet_size: runs that one process trains side by side, see
+            :func:`~.fleet.grouping.plan_fleets`.
 
     Raises:
         MdistillerError: something failed or is not there; what could be trained is trained.
         KeyboardInterrupt: Ctrl-C or SIGTERM; everything can be continued.
     """
-    plan = make_plan(request)
+    plan = Plan(request)
     plan.refuse_missing_teachers()
-    ledger = Ledger(plan)
-    adopted = ledger.adopt(plan)
-    dependents = Dependents(plan, ledger)
-    plan = dependents.plan
-    # Once more, for derived runs are in the plan only where their sources are known.
-    if adopted := adopted + ledger.adopt(plan):
-        print(f"{adopted} runs are those of other tables in {request.record}")
-    ledger.catch_up(plan)
-    states = ledger.states(plan)
-    dependents.make_ready([run for run in plan.runs if states[run.job] != "done"])
+    append_query(request.records, plan.query)
     if retry_failed:
-        for job in plan.jobs:
+        for job in (*plan.jobs.values(), *plan.needed_teachers):
             job.forget_failure()
-        states = {job: "waiting" if s == "failed" else s for job, s in states.items()}
-    pending = [job for job in plan.jobs if states[job] in ("waiting", "running")]
-    fleets, split = plan_fleets(plan, pending, fleet_size)
-    for remark in (*save_plan(plan), *split):
+    print(headline(plan), flush=True)
+    work, remarks = plan.work(fleet_size)
+    for remark in remarks:
         print(f"note: {remark}")
-    print(_headline(plan, states, len(dependents.waiting)), flush=True)
-    if fleet_size != 1 and fleets:
-        print(_in_words(fleets), flush=True)
+    if fleet_size != 1 and work.ready:
+        print(_in_words(work.ready), flush=True)
     outcome = Outcome()
-    if pending:
+    if work.ready:
+        board = Board(plan)
+
+        def ask() -> Work:
+            return plan.work(fleet_size)[0]
+
         # In this order, for Ray brings a handler of SIGTERM of its own.
         with _closing(open_backend()) as backend, _interruptible():
-            board = Board(plan.jobs, pending)
-            follower = Follower(dependents, ledger, board, fleet_size)
-            schedule = Schedule(
-                pending,
-                backend,
-                fleets=fleets,
-                needs=plan.needs,
-                observe=follower.observe,
-                tick=board.tick,
-            )
-            follower.schedule = schedule
-            outcome = schedule.run()
-    outcome.failed.extend(job for job in plan.jobs if states[job] == "failed")
-    _conclude(dependents, ledger, outcome)
+            runner = Runner(ask, backend, observe=board.observe, tick=board.tick)
+            outcome = runner.run()
+    _conclude(plan, outcome)
     return outcome
 
 
+class Board:
+    """Records every run that ends and prints a line for it; once a minute, how far all are."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._began: dict[Job, float] = {}
+        self._next_line = time.monotonic() + _LINE_SECONDS
+
+    def observe(self, event: str, job: Job) -> None:
+        """Of :class:`~.runner.Runner`."""
+        if event == "started":
+            self._began[job] = time.monotonic()
+            return
+        began = self._began.pop(job, None)
+        if event in ("done", "failed"):
+            self._plan.settle(event, job)
+        words = {
+            "failed": lambda: f"FAILED: {job.last_words()}",
+            "stopped": lambda: "stopped by a signal, can be continued",
+            "elsewhere": lambda: "is being trained by another process",
+            "done": lambda: f"{self._plan.done[job.id].result['last_top1']:.2f} %",
+        }[event]()
+        took = f" after {duration(time.monotonic() - began)}" if began and event == "done" else ""
+        print(f"[{self._progress()}] {job.title}: {words}{took}", flush=True)
+
+    def tick(self) -> None:
+        """Once a minute, how far the runs are."""
+        now = time.monotonic()
+        if now < self._next_line:
+            return
+        self._next_line = now + _LINE_SECONDS
+        running = list(self._began)
+        names = [f"{j.title} {j.epochs_done()}/{j.cfg.SOLVER.EPOCHS}" for j in running[:_NAMED]]
+        more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
+        print(f"{self._progress()} done, running: {', '.join(names)}{more}", flush=True)
+
+    def _progress(self) -> str:
+        places = self._plan.places
+        return f"{sum(p.id in self._plan.done for p in places)}/{len(places)}"
+
+
 def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) -> str:
-    """The plan with the state of every cell, the estimated time and the disk space.
+    """The plan with the state of every run, the estimated time and the disk space.
 
     Args:
         workers: processes at a time.
         threads: of one process.
         fleet_size: as for :func:`reproduce`.
     """
-    plan = make_plan(request)
-    ledger = Ledger(plan)
-    dependents = Dependents(plan, ledger)
-    plan = dependents.plan
-    states = ledger.states(plan)
-    pending = [job for job in plan.jobs if states[job] != "done"]
-    fleets, split = plan_fleets(plan, pending, fleet_size)
-    lines = [_headline(plan, states, len(dependents.waiting)), ""]
-    lines += _state_table(plan, states)
-    if fleet_size != 1:
-        lines += ["", *_fleet_table(fleets), *(f"note: {remark}" for remark in split)]
-    model = TimeModel(plan.jobs, threads, fleets)
-    seconds = {job: model.seconds(job) for job in plan.jobs}
-    left = {job: seconds[job] * _rest(job) for job in pending}
-    disk = sum(disk_of(job.cfg) for job in plan.jobs)
-    lines += [
-        "",
-        f"all runs: {duration(sum(seconds.values()))} of training, {size(disk)} of checkpoints",
-        f"left: {duration(sum(left.values()))} of training, "
-        f"about {duration(_makespan(plan, fleets, left, workers))} with {workers} at a time",
-        f"estimated from {model.source}",
-        "disk: computed from the sizes of the networks",
-    ]
+    plan = Plan(request, write=False)
+    work, remarks = plan.work(fleet_size)
+    lines = [headline(plan), ""]
+    width = max(len(p.label) for p in plan.places) + 9
+    for job in plan.needed_teachers:
+        lines.append(f"{job.title:<{width}}  {_state_in_words(job.state, job)}")
+    for place in plan.places:
+        name = f"{place.label}-{place.id}" if place.id else place.label
+        job = plan.jobs.get(place.id)
+        waits = f"waits for {plan.jobs[place.source].title}" if job is None else ""
+        lines.append(f"{name:<{width}}  {waits or _state_in_words(plan.state(place.id), job)}")
+    if fleet_size != 1 and work.ready:
+        lines += ["", f"{_in_words(work.ready)}; those of a process share batches and teacher:"]
+        lines += (f"{len(f):>4}  {f[0].title}" + _to_last(f) for f in work.ready)
+    lines += ["", *_costs(plan, work, workers, threads), *(f"note: {r}" for r in remarks)]
     if plan.missing:
         lines.append(
             f"missing teachers: {', '.join(plan.missing)}; `python tools/download_teachers.py` "
@@ -123,77 +140,53 @@ def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) 
     return "\n".join(lines)
 
 
-def _headline(plan: Plan, states: dict[Job, str], deferred: int) -> str:
-    counts = Counter(states.values())
+def _to_last(fleet: Sequence[Job]) -> str:
+    return f" to {fleet[-1].title}" if len(fleet) > 1 else ""
+
+
+def _costs(plan: Plan, work: Work, workers: int, threads: int) -> Iterator[str]:
+    """Lines on time and disk."""
+    estimate = Estimate(plan.done.values(), threads)
+    sizes = {job.id: len(fleet) for fleet in work.ready for job in fleet}
+    left = [plan.jobs[p.id] for p in plan.places if p.id and p.id not in plan.done]
+    left += plan.needed_teachers
+    seconds = 0.0
+    for job in left:
+        rest = 1 - job.epochs_done() / job.cfg.SOLVER.EPOCHS
+        seconds += rest * estimate.seconds(job.cfg, sizes.get(job.id, 1))
+    disk = sum(estimate.disk(job.cfg) for job in left)
+    yield (
+        f"left: {len(left)} runs, {duration(seconds)} of training, about "
+        f"{duration(seconds / max(1, min(workers, len(left))))} with {workers} at a time; "
+        f"{size(disk)} of checkpoints"
+    )
+    if left:
+        yield f"estimated from {estimate.source}"
+    if unknown := sum(p.id is None for p in plan.places):
+        yield f"{unknown} more are not counted: they wait for the runs that they are made of"
+
+
+def headline(plan: Plan) -> str:
+    counts = plan.counts()
     parts = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    if deferred:
-        parts += f"; {deferred} more wait for the runs that they are made of"
-    teachers = f" and {len(plan.teachers)} teachers" if plan.teachers else ""
+    teachers = f" and {len(plan.needed_teachers)} teachers" if plan.needed_teachers else ""
     return (
-        f"{plan.table.title}; {plan.table.dataset}: {len(plan.runs)} runs of "
-        f"{len(plan.table.cells)} cells{teachers} in {plan.request.root} ({parts})"
+        f"{plan.table.title}; {plan.table.dataset}: {len(plan.places)} runs of "
+        f"{len(plan.table.cells)} cells{teachers} ({parts}); records in {plan.request.records}"
     )
 
 
-def _state_table(plan: Plan, states: dict[Job, str]) -> Iterator[str]:
-    """A line for each teacher and cell; a letter for the state of each trial."""
-    width = max(len(run.job.folder.name) for run in plan.runs)
-    for job in plan.teachers.values():
-        yield f"{job.folder.name:<{width}}  {_state_of(job, states[job])}"
-    for run in plan.runs:
-        yield f"{run.job.folder.name:<{width}}  {_state_of(run.job, states[run.job])}"
-
-
-def _in_words(fleets: list[tuple[Job, ...]]) -> str:
+def _in_words(fleets: Sequence[Sequence[Job]]) -> str:
     """E.g. "processes: 4 x 10 runs, 1 x 1 run"."""
     counts = Counter(map(len, fleets))
     parts = (f"{counts[n]} x {n} run{'s' if n > 1 else ''}" for n in sorted(counts, reverse=True))
     return f"processes: {', '.join(parts)}"
 
 
-def _fleet_table(fleets: list[tuple[Job, ...]]) -> Iterator[str]:
-    yield f"{_in_words(fleets)}; those of a process share its batches and its teacher:"
-    for fleet in fleets:
-        first, last = fleet[0].folder.name, fleet[-1].folder.name
-        yield f"{len(fleet):>4}  {first}" + (f" to {last}" if len(fleet) > 1 else "")
-
-
-def _state_of(job: Job, state: str) -> str:
-    if state in ("waiting", "running") and job.is_resumable():
-        return f"{state}, {job.epochs_done()} of {job.cfg.SOLVER.EPOCHS} epochs done"
-    return state
-
-
-def _rest(job: Job) -> float:
-    """The share of a run that is still to be trained."""
-    if not job.is_resumable():
-        return 1.0
-    return max(0.0, 1 - job.epochs_done() / job.cfg.SOLVER.EPOCHS)
-
-
-def _makespan(
-    plan: Plan, fleets: list[tuple[Job, ...]], left: dict[Job, float], workers: int
-) -> float:
-    """Seconds until the last run has ended if each starts when one of ``workers`` is free.
-
-    Teachers first; a process of students may start as soon as their teacher is done.
-    """
-    free, ended = [0.0] * workers, {}
-    teachers = [(job,) for job in plan.teachers.values() if job in left]
-    for jobs in (*teachers, *fleets):
-        free.sort()
-        start = max(free[0], ended.get(plan.needs.get(jobs[0]), 0.0))
-        free[0] = ended[jobs[0]] = start + sum(left[job] for job in jobs)
-    return max(free)
-
-
-def size(number: float) -> str:
-    """Bytes in words, e.g. "54 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
+def _state_in_words(state: str, job: Job) -> str:
+    if state in ("waiting", "running") and (epochs := job.epochs_done()):
+        return f"{state}, {epochs} of {job.cfg.SOLVER.EPOCHS} epochs done"
+    return f"failed: {job.last_words()}" if state == "failed" else state
 
 
 @contextmanager
@@ -217,22 +210,22 @@ def _closing(backend: Backend):
     return closing(backend) if hasattr(backend, "close") else nullcontext(backend)
 
 
-def _conclude(dependents: Dependents, ledger: Ledger, outcome: Outcome) -> None:
+def _conclude(plan: Plan, outcome: Outcome) -> None:
     """Say what is missing; raise if something failed."""
-    plan = dependents.plan
-    done = sum(ledger.result(run.job) is not None for run in plan.runs)
-    print(f"{done} of {len(plan.runs)} runs are done; results in {plan.request.root}")
-    if dependents.waiting:
-        print(f"{len(dependents.waiting)} more wait for the runs that they are made of")
+    counts = plan.counts()
+    print(
+        f"{counts['done']} of {len(plan.places)} runs are done; records in {plan.request.records}"
+    )
     if outcome.elsewhere:
         print(f"{len(outcome.elsewhere)} are being trained by another process")
-    for job in outcome.failed:
-        print(job.describe_failure())
-    if outcome.failed:
-        blocked = f" ({len(outcome.blocked)} more wait for their teacher)"
+    failed = [job for job in (*plan.needed_teachers, *plan.jobs.values()) if job.state == "failed"]
+    for job in failed:
+        print(f"{job.title} failed: {job.last_words()} (log: {job.log})")
+    if failed:
+        waiting = f", for which {counts['waiting']} wait" if counts["waiting"] else ""
         raise MdistillerError(
-            f"{len(outcome.failed)} runs failed{blocked if outcome.blocked else ''}; "
-            "see above, and train them again with --retry-failed"
+            f"{len(failed)} runs failed{waiting}; see above, and train them again with "
+            "--retry-failed"
         )
     if outcome.stopped:
         raise MdistillerError(

@@ -6,7 +6,7 @@ A folder of records holds two files of JSON lines, to which lines are only ever 
 
 | key | content |
 |---|---|
-| ``id`` | hash of ``config`` (:func:`~.identity.run_id`) |
+| ``id`` | hash of ``config`` (:func:`mdistiller.config.identity_of`) |
 | ``state`` | ``done`` or ``failed`` |
 | ``config`` | every setting that the result depends on; files by last folder and name |
 | ``result`` | ``result.json``: accuracies, seconds, device, versions, commit |
@@ -33,11 +33,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mdistiller.config.names import affects_result
-
-from .identity import FILES, hash_of
+from mdistiller.config import Config, used_groups
+from mdistiller.config.names import affects_result, hash_of, relevant
 
 TEACHER_FILE = "DISTILLER.TEACHER_CKPT"
+# Files of which what they hold counts, not where they lie.
+_FILES = (TEACHER_FILE, "REPLAY.FILE")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class Query:
         return hash_of(self.settings)[:6]
 
 
+def settings_of(cfg: Config) -> dict[str, Any]:
+    """Every setting that a run's result depends on, by dotted key."""
+    return relevant(used_groups(cfg).leaves())
+
+
 # ---- no absolute paths -----------------------------------------------------------------------
 
 
@@ -119,7 +125,7 @@ def without_places(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         word
         for key, value in pairs
-        if affects_result(key) or key in FILES
+        if affects_result(key) or key in _FILES
         for word in (key, portable(value))
     )
 

@@ -6,15 +6,13 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from mdistiller.config.load import load_cfg
-from mdistiller.errors import ConfigError, DataError
-from mdistiller.experiments.identity import identity_hash
+from mdistiller.errors import DataError
+from mdistiller.experiments.job import find_folders
 from mdistiller.experiments.query import Place, places, table_of
 from mdistiller.experiments.records import RESULTS, by_id, read_queries, read_runs
 from mdistiller.experiments.schema import Query, Record
@@ -66,7 +64,7 @@ def load_table(
         known = ", ".join(sorted({f"{q.table} on {q.dataset}" for q in queries})) or "nothing"
         raise DataError(
             f"no {name}{f' on {dataset}' if dataset else ''} in {records} (there: {known}); "
-            f"run tools/reproduce.py {name} first (--dry-run finds runs that are there)"
+            f"run tools/reproduce.py {name} first, which also records what is trained already"
         )
     if len(datasets) > 1:
         several = " | ".join(datasets)
@@ -146,16 +144,6 @@ def _results(
         settings=queries[0].settings_id,
         commands=tuple(_command(query, records) for query in queries),
     )
-
-
-def find_folders(prefix: Path, ids: Iterable[str]) -> dict[str, Path]:
-    """Folders below ``prefix`` of the runs ``ids``, whatever they are called."""
-    found = {}
-    for depth in ("*/*/config.yaml", "*/*/*/config.yaml"):
-        for path in Path(prefix).glob(depth):
-            with suppress(ConfigError):
-                found[identity_hash(load_cfg(path))] = path.parent
-    return {key: found[key] for key in ids if key in found}
 
 
 def _union(parts: list[Table]) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import mdistiller
+from mdistiller.device import processor
 from mdistiller.shipped import checkout
 
 
@@ -51,6 +52,7 @@ def run_result(
         # The largest, if the run was continued in another one: how its seconds were measured.
         "fleet": max(entry.get("fleet", 1) for entry in history),
         "device": device_name(device),
+        "machine": processor(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": {

@@ -75,7 +75,7 @@ class Member:
     error: BaseException | None = None
 
 
-class _Seat:
+class _Running:
     """A member while it trains."""
 
     def __init__(self, member: Member, clock: MemberClock) -> None:
@@ -104,7 +104,7 @@ class Fleet:
         _refuse_disagreement(members)
         refuse_wandb(member.cfg for member in members)
         self._time = SharedTime(len(members))
-        self._seats = [_Seat(member, self._time.clock()) for member in members]
+        self._running = [_Running(member, self._time.clock()) for member in members]
         self._known = Known()
         self._shared = Shared(self._time.shared)
         self._stop = StopRequest()
@@ -123,59 +123,59 @@ class Fleet:
         keep_freed_memory()
         with self._stop:
             try:
-                for seat in self._seats:
+                for run in self._running:
                     if not self._stop.signal:
-                        self._open(seat)
+                        self._open(run)
                 while here := self._furthest_behind():
                     self._round(here)
             except KeyboardInterrupt:
                 pass  # the second one; members in a pause have nothing to say
             finally:
                 self._close()
-        unfinished = [s for s in self._seats if s.active or _is_stopped(s.member)]
+        unfinished = [run for run in self._running if run.active or _is_stopped(run.member)]
         if self._stop.signal and unfinished:
             raise self._interruption()
 
-    def _open(self, seat: _Seat) -> None:
+    def _open(self, run: _Running) -> None:
         """Build a member's training, and take it to where it is to begin or go on."""
-        member = seat.member
-        with self._turn(seat):
+        member = run.member
+        with self._turn(run):
             show_cfg(member.cfg)
-            seat.trainer = trainer = build_trainer(member.cfg, member.opts, self._known)
+            run.trainer = trainer = build_trainer(member.cfg, member.opts, self._known)
             self._shared.add_streams(trainer)
             seed_everything(derive_seed(member.cfg.EXPERIMENT.SEED, "training"))
-            seat.steps = Loop(trainer, self._stop, seat.clock).steps(member.resume)
-            self._advance(seat)
+            run.steps = Loop(trainer, self._stop, run.clock).steps(member.resume)
+            self._advance(run)
             # After its checkpoint was loaded, which holds the teacher's weights.
-            if seat.active and not self._shared.add_teacher(trainer.distiller):
+            if run.active and not self._shared.add_teacher(trainer.distiller):
                 say("this run's teacher is not the fleet's, or changes in training: it has its own")
 
-    def _furthest_behind(self) -> list[_Seat]:
-        active = [seat for seat in self._seats if seat.active and seat.steps is not None]
-        first = min((seat.position for seat in active), default=None)
-        return [seat for seat in active if seat.position == first]
+    def _furthest_behind(self) -> list[_Running]:
+        active = [run for run in self._running if run.active and run.steps is not None]
+        first = min((run.position for run in active), default=None)
+        return [run for run in active if run.position == first]
 
-    def _round(self, seats: list[_Seat]) -> None:
+    def _round(self, running: list[_Running]) -> None:
         """One step of each."""
-        self._time.begin_round([seat.clock for seat in seats])
-        for seat in seats:
-            with self._turn(seat):
-                self._advance(seat)
+        self._time.begin_round([run.clock for run in running])
+        for run in running:
+            with self._turn(run):
+                self._advance(run)
         self._shared.end_round()
 
-    def _advance(self, seat: _Seat) -> None:
+    def _advance(self, run: _Running) -> None:
         try:
-            seat.position = next(seat.steps)
+            run.position = next(run.steps)
         except StopIteration as end:
-            seat.member.result = end.value
-            say_result(end.value, seat.trainer)
+            run.member.result = end.value
+            say_result(end.value, run.trainer)
 
     @contextmanager
-    def _turn(self, seat: _Seat) -> Iterator[None]:
+    def _turn(self, run: _Running) -> Iterator[None]:
         """Inside, a member trains as if alone: its output, its random numbers, its failures."""
-        member = seat.member
-        with redirect_stdout(member.out), redirect_stderr(member.out), self._time.turn(seat.clock):
-            set_global_state(seat.random)
+        member = run.member
+        with redirect_stdout(member.out), redirect_stderr(member.out), self._time.turn(run.clock):
+            set_global_state(run.random)
             try:
                 with name_nondeterministic():
                     yield
@@ -185,25 +185,25 @@ class Fleet:
             except Exception as error:  # any mistake in one member's method
                 traceback.print_exc()
                 member.error = error
-            seat.random = global_state()
-        if not seat.active:
-            _make_room(seat)
+            run.random = global_state()
+        if not run.active:
+            _make_room(run)
             self._ended(member)
         if self._stop.at_once:
             raise KeyboardInterrupt
 
     def _close(self) -> None:
         """Release what a second Ctrl-C left open."""
-        for seat in self._seats:
-            if seat.steps is not None:
+        for run in self._running:
+            if run.steps is not None:
                 with suppress(Exception):
-                    seat.steps.close()
-                _make_room(seat)
+                    run.steps.close()
+                _make_room(run)
 
     def _interruption(self) -> InterruptedRun:
-        saved = sum(_is_stopped(seat.member) for seat in self._seats)
+        saved = sum(_is_stopped(run.member) for run in self._running)
         return InterruptedRun(
-            f"stopped by a signal; {saved} of {len(self._seats)} trainings are saved at their "
+            f"stopped by a signal; {saved} of {len(self._running)} trainings are saved at their "
             "step, each says where; the same command continues them",
             128 + self._stop.signal,
         )
@@ -213,12 +213,12 @@ def _is_stopped(member: Member) -> bool:
     return isinstance(member.error, InterruptedRun)
 
 
-def _make_room(seat: _Seat) -> None:
+def _make_room(run: _Running) -> None:
     """Let go of a member's networks, which an error's traceback would hold, too."""
-    seat.trainer = seat.steps = None
-    if seat.member.error is not None:
-        seat.member.error = seat.member.error.with_traceback(None)
-        seat.member.error.__context__ = None
+    run.trainer = run.steps = None
+    if run.member.error is not None:
+        run.member.error = run.member.error.with_traceback(None)
+        run.member.error.__context__ = None
 
 
 def refuse_wandb(cfgs: Iterable[Any]) -> None:

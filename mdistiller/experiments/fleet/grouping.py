@@ -1,12 +1,10 @@
-"""Which runs of a plan one process can train side by side, sharing batches and teacher."""
+"""Which runs one process can train side by side, sharing batches and teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from mdistiller.experiments.job import Job
-from mdistiller.experiments.plan import Plan, Run
 
 from .fleet import disagreements, fleet_settings, refuse_wandb
 
@@ -15,46 +13,41 @@ ALL = 0
 
 
 def plan_fleets(
-    plan: Plan, jobs: Iterable[Job], size: int = ALL
+    groups: Iterable[Sequence[Job]], size: int = ALL
 ) -> tuple[list[tuple[Job, ...]], list[str]]:
-    """Divide the students of a plan into processes.
+    """Divide runs into processes.
 
     Args:
-        jobs: those to be trained, of the plan.
+        groups: runs of one seed and one teacher each.
         size: the most that one process trains, 1 or greater, or :data:`ALL`.
 
     Returns:
-        The jobs of each process, in the plan's order, and a remark on every group of pair and
-        trial whose runs do not all fit together.
+        The jobs of each process, in order, and a remark on every group whose runs do not all
+        fit together.
 
     Raises:
         ConfigError: LOG.WANDB is on.
     """
-    wanted, fleets, remarks = set(jobs), [], []
+    groups = list(groups)
     if size == 1:
-        return [(run.job,) for run in plan.runs if run.job in wanted], []
-    for (pair, trial), runs in plan.groups().items():
-        runs = [run for run in runs if run.job in wanted]
-        refuse_wandb(run.job.cfg for run in runs)
-        kinds = _by_settings(runs)
+        return [(job,) for jobs in groups for job in jobs], []
+    fleets, remarks = [], []
+    for jobs in groups:
+        refuse_wandb(job.cfg for job in jobs)
+        kinds: list[list[Job]] = []
+        for job in jobs:
+            settings = fleet_settings(job.cfg)
+            fits = (kind for kind in kinds if fleet_settings(kind[0].cfg) == settings)
+            if (kind := next(fits, None)) is None:
+                kinds.append(kind := [])
+            kind.append(job)
         if len(kinds) > 1:
-            keys = ", ".join(disagreements(fleet_settings(k[0].cfg) for k in kinds))
-            remarks.append(f"{pair}, trial {trial}: {len(kinds)} kinds of runs, by {keys}")
+            keys = ", ".join(disagreements(fleet_settings(kind[0].cfg) for kind in kinds))
+            first = jobs[0].title
+            remarks.append(f"{first} and {len(jobs) - 1} more: {len(kinds)} processes, by {keys}")
         for kind in kinds:
             fleets += _evenly(kind, size or len(kind))
     return fleets, remarks
-
-
-def _by_settings(runs: Iterable[Run]) -> list[list[Job]]:
-    kinds: list[tuple[dict[str, Any], list[Job]]] = []
-    for run in runs:
-        settings = fleet_settings(run.job.cfg)
-        kind = next((jobs for known, jobs in kinds if known == settings), None)
-        if kind is None:
-            kind = []
-            kinds.append((settings, kind))
-        kind.append(run.job)
-    return [jobs for _, jobs in kinds]
 
 
 def _evenly(jobs: list[Job], size: int) -> list[tuple[Job, ...]]:

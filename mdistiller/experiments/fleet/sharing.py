@@ -22,7 +22,7 @@ from mdistiller.engine.trainers.base import BaseTrainer
 _Timed = Callable[[], AbstractContextManager[None]]
 
 
-class _Kept:
+class _Versioned:
     """A value and how often its tensors had been changed when it was made."""
 
     def __init__(self, value: Any, tensors: Iterable[Tensor]) -> None:
@@ -56,7 +56,7 @@ class SharedStream:
         self._place, self._timed = place, timed
         self._pass: Iterator[tuple[Tensor, ...]] = iter(())
         self._at: tuple[int, int] | None = None
-        self._latest = _Kept((), ())
+        self._latest = _Versioned((), ())
 
     def batch(self, epoch: int, number: int) -> tuple[Tensor, ...]:
         """Batch ``number`` (from 0) of ``epoch`` (from 1), in its place."""
@@ -68,10 +68,10 @@ class SharedStream:
     def _read(self, epoch: int, number: int) -> None:
         if self._at != (epoch, number - 1):
             self._pass = iter(epoch_of(self.loader, epoch, number))
-        # Lest a failed read leaves a position behind that the pass is not at.
+        # A read that fails must not leave a position behind that the pass is not at.
         self._at = None
         batch = self._place(next(self._pass))
-        self._latest, self._at = _Kept(batch, batch), (epoch, number)
+        self._latest, self._at = _Versioned(batch, batch), (epoch, number)
         if number == len(self.loader) - 1:
             next(self._pass, None)  # lets a pass with worker processes end them
 
@@ -119,7 +119,7 @@ class SharedTeacher:
         self._run = distiller.run_teacher or distiller.teacher
         self._timed = timed
         self._image: Tensor | None = None
-        self._answer = _Kept(None, ())
+        self._answer = _Versioned(None, ())
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
         """(logits [B, C], features) of ``image`` [B, 3, H, W]; features of the caller's own."""
@@ -127,7 +127,7 @@ class SharedTeacher:
             with self._timed(), torch.no_grad():
                 logits, features = self._run(image)
             self._image = image
-            self._answer = _Kept((logits, features), [image, logits, *_tensors(features)])
+            self._answer = _Versioned((logits, features), [image, logits, *_tensors(features)])
         logits, features = self._answer.value
         if isinstance(features, FloatFeatures):
             return logits, features.copy()
@@ -135,7 +135,7 @@ class SharedTeacher:
 
     def forget(self) -> None:
         """Free the last batch and the answer to it."""
-        self._image, self._answer = None, _Kept(None, ())
+        self._image, self._answer = None, _Versioned(None, ())
 
     def suits(self, distiller: Distiller) -> bool:
         """Whether ``distiller`` would get the same answers from its own teacher."""

@@ -19,6 +19,7 @@ from . import layouts
 from . import study as study_layouts
 from .layouts import Layout, Row
 from .pairs import PAIRS, PAPERS_DATASET, SMALL_PAIRS, Pair, choose, config_of, datasets
+from .study import STUDY
 
 TRIALS = 5
 
@@ -74,7 +75,7 @@ class Table:
         return next(c for c in self.cells if (c.row.key, c.column.key) == (row, column))
 
 
-LAYOUTS: dict[str, Layout] = {**layouts.LAYOUTS, **study_layouts.STUDY}
+LAYOUTS: dict[str, Layout] = {**layouts.LAYOUTS, **STUDY}
 TABLES = tuple(LAYOUTS)
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from .job import PARENT, Job, command, training_variables
+import mdistiller
+
+from .job import Job
+
+PARENT = "PARENT"
 
 # After this time a process that was asked to stop is killed; one step must fit in.
 _GRACE_SECONDS = 60.0
@@ -21,12 +28,12 @@ class Slot:
     """Room for one process at a time, and the environment that it gets."""
 
     environment: dict[str, str]
-    jobs: tuple[Job, ...] = ()
+    jobs: Sequence[Job] = ()
     process: subprocess.Popen | None = None
 
 
 class LocalBackend:
-    """Processes on this machine.
+    """Processes on this machine, see :class:`~.runner.Backend`.
 
     Args:
         slots: environments; as many processes run at a time.
@@ -40,16 +47,14 @@ class LocalBackend:
         return len(self._slots)
 
     def has_room(self) -> bool:
-        return any(not slot.jobs for slot in self._slots)
+        return any(slot.process is None for slot in self._slots)
 
-    def start(self, jobs: tuple[Job, ...]) -> None:
-        """Train ``jobs`` in one process, in a free slot; their logs are continued."""
-        slot = next(slot for slot in self._slots if not slot.jobs)
-        for job in jobs:
-            job.begin_log(jobs[0])
+    def start(self, jobs: Sequence[Job]) -> None:
+        slot = next(slot for slot in self._slots if slot.process is None)
+        begin_logs(jobs)
         with jobs[0].log.open("a") as log:
             slot.process = subprocess.Popen(
-                [sys.executable, *_with_parent(command(jobs))],
+                [sys.executable, *(str(os.getpid()) if w == PARENT else w for w in command(jobs))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -60,12 +65,11 @@ class LocalBackend:
         slot.jobs = jobs
 
     def finished(self) -> list[tuple[Job, int]]:
-        """Jobs whose process has ended since the last call, with its exit status."""
         ended = []
         for slot in self._slots:
-            if slot.jobs and slot.process.poll() is not None:
+            if slot.process is not None and slot.process.poll() is not None:
                 ended += [(job, slot.process.returncode) for job in slot.jobs]
-                slot.jobs, slot.process = (), None
+                slot.process = None
         return ended
 
     def stop(self) -> None:
@@ -81,6 +85,23 @@ class LocalBackend:
             for process in processes:
                 process.kill()
                 process.wait()
+
+
+def command(jobs: Sequence[Job]) -> list[str]:
+    """Of the process that trains ``jobs`` (:mod:`~.worker`), without the interpreter.
+
+    Who starts it puts its own process id where PARENT stands.
+    """
+    members = [json.dumps([job.id, job.cfg_file, str(job.folder), *job.opts]) for job in jobs]
+    return ["-m", "mdistiller.experiments.worker", PARENT, *members]
+
+
+def begin_logs(jobs: Sequence[Job]) -> None:
+    """Begin the part of a process in the logs of its jobs; it prints to the first one's."""
+    for job in jobs:
+        with job.open_log() as log:
+            if job != jobs[0]:
+                log.write(f"in one process with {jobs[0].title}, which logs what is of all\n")
 
 
 def local_slots(workers: int | None, device: str, threads: int | None = None) -> list[dict]:
@@ -102,8 +123,14 @@ def local_slots(workers: int | None, device: str, threads: int | None = None) ->
     return slots
 
 
-def _with_parent(command: list[str]) -> list[str]:
-    return [str(os.getpid()) if word == PARENT else word for word in command]
+def training_variables(threads: int) -> dict[str, str]:
+    """Environment variables with which a training finds this package and divides the machine."""
+    root = str(Path(mdistiller.__file__).resolve().parents[1])
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
 
 
 def _device_masks() -> list[str]:
