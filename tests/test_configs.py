@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mdistiller.engine.cfg import CFG, experiment_name
+from mdistiller.engine.cfg import CFG, experiment_name, load_cfg
 from mdistiller.engine.check import check_config
 from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
 from tests.golden_rules import golden_json
@@ -23,7 +23,9 @@ GOLDEN = golden_json("configs")
 UPSTREAM = sorted(GOLDEN["configs"])
 ALL = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
 FILES = [f for f in ALL if not PurePosixPath(f).name.startswith("_")]
-OWN = [f for f in FILES if f not in GOLDEN["configs"]]
+DEMO = [f for f in FILES if "/demo/" in f]
+INSURED = [f for f in FILES if f.endswith("/insured_kd.yaml")]
+OWN = [f for f in FILES if f not in (*GOLDEN["configs"], *DEMO, *INSURED)]
 
 PREFIX = "CROSSBATCH_"
 METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")
@@ -89,7 +91,7 @@ def baseline_of(file: str) -> str:
 WEIGHTINGS = ("multitask", "gradnorm", "uncertainty", "gradient_cosine", "distill_decay")
 WEIGHTED = [f for f in OWN if resolved(f)["SOLVER.TRAINER"] in WEIGHTINGS]
 TABLE_2 = {"mgda": "MGDA", "pcgrad": "PCGrad", "fairgrad": "FairGrad", "distill_decay": None}
-TWINS = [f for f in OWN if "crossbatch" in f]
+TWINS = [f for f in (*OWN, *DEMO) if "crossbatch" in f]
 DISTILLING = [f for f in FILES if resolved(f)["DISTILLER.TYPE"] != "NONE"]
 
 
@@ -218,7 +220,7 @@ def test_tables_are_complete() -> None:
     cifar = {f"{m.lower()}_{pair}" for m in METHODS for pair in PAIRS} | {"kd_res32x4_res8x4"}
     tiny = {"kd_r18_mv2", "kd_r18_shuv2", "kd_res56_res20"}
     small = {"teacher", "vanilla"} | {p + m.lower() for m in METHODS for p in ("", "crossbatch_")}
-    small |= {f"{weighting}_kd" for weighting in WEIGHTINGS}
+    small |= {f"{weighting}_kd" for weighting in WEIGHTINGS} | {"insured_kd"}
     for folder in ("baseline", "crossbatch"):
         assert names_in(f"cifar100/{folder}") == cifar
         assert names_in(f"tiny_imagenet/{folder}") == tiny
@@ -248,8 +250,9 @@ def test_tiny_imagenet_recipe_is_that_of_the_dot_files(student: str) -> None:
 
 def test_every_distilling_baseline_has_a_twin() -> None:
     plain = set(DISTILLING) & set(OWN) - set(TWINS) - set(WEIGHTED)
-    assert {baseline_of(f) for f in TWINS} == plain
-    assert len(TWINS) == len(plain) == 36 + 3 + 5 + 5 + 5
+    demo = {"configs/digits/demo/kd.yaml"}
+    assert {baseline_of(f) for f in TWINS} == plain | demo
+    assert len(TWINS) == len(plain | demo) == 36 + 3 + 5 + 5 + 5 + 1
 
 
 @pytest.mark.parametrize("file", TWINS)
@@ -269,6 +272,33 @@ def test_twin_differs_only_in_the_weighting(file: str) -> None:
 def test_twin_spells_out_its_weighting(file: str) -> None:
     # The values are defaults today; a file that says them keeps its meaning when those change.
     assert raw(file)["CROSSBATCH"] == {"READING": "align", "ALPHA": 1.0, "REFERENCE": "fresh"}
+
+
+def test_the_demo_is_small_and_finds_its_teacher() -> None:
+    teacher, student = (resolved(f"configs/digits/demo/{name}.yaml") for name in ("teacher", "kd"))
+    project, _, tag = experiment("configs/digits/demo/teacher.yaml")
+    assert student["DISTILLER.TEACHER_CKPT"] == f"output/{project}/{tag}/student_latest"
+    assert teacher["DISTILLER.STUDENT"] == student["DISTILLER.TEACHER"] == "convnet48"
+    assert student["DISTILLER.STUDENT"] == "convnet12"
+    assert {resolved(f)["EXPERIMENT.PROJECT"] for f in DEMO} == {project}
+
+
+@pytest.mark.parametrize("file", INSURED)
+def test_insured_file_differs_in_the_weighting_and_what_is_held_out(file: str) -> None:
+    ours, baseline = resolved(file), resolved(file.replace("insured_", ""))
+    changed = {k: ours[k] for k in ours if ours[k] != baseline[k]}
+    number = changed.pop("DATASET.HOLDOUT")
+    assert number == (200 if "digits" in file else 1000)
+    assert changed == {
+        "DATASET.VALIDATE": "test",
+        "EXPERIMENT.TAG": "insured_kd",
+        "DISTILLER.TYPE": "CROSSBATCH_KD",
+        "SOLVER.TRAINER": "crossbatch",
+        "CROSSBATCH.READING": "regression",
+        "CROSSBATCH.REFERENCE": "holdout",
+        "CROSSBATCH.STEP": "plain",
+    }
+    check_config(load_cfg(ROOT / file))
 
 
 # --- other weightings -------------------------------------------------------------------------
