@@ -29,7 +29,7 @@ def say(msg: str, mode: str = "INFO") -> None:
     stream.flush()
 
 
-def shows_colours(stream: IO[str]) -> bool:
+def shows_colours(stream: IO[str] | SteadyStream) -> bool:
     """Whether ``stream`` is a terminal with colours that nobody has switched off (no-color.org)."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and stream.isatty()
@@ -84,7 +84,7 @@ class SteadyStream:
         """Let what is still in the stream's buffer go nowhere, or the interpreter's end fails."""
         try:
             with open(os.devnull, "wb") as nothing:
-                os.dup2(nothing.fileno(), self.stream.fileno())
+                os.dup2(nothing.fileno(), self.fileno())
         except (OSError, ValueError, AttributeError):
             pass  # no descriptor of its own, so nothing is left behind in it
 

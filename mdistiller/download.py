@@ -19,7 +19,7 @@ import urllib.request
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -170,7 +170,7 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and _complete(error.headers, offset):
+            if error.code == 416 and _complete(dict(error.headers), offset):
                 return
         raise _http_failure(url, error, part) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -184,7 +184,7 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
         _receive(response, part, start, progress)
 
 
-def _complete(headers: http.client.HTTPMessage, size: int) -> bool:
+def _complete(headers: Mapping[str, str], size: int) -> bool:
     """Whether a refused range means that all ``size`` bytes of the file are there."""
     return headers.get("Content-Range", "") == f"bytes */{size}"
 
@@ -285,7 +285,7 @@ def _extract_tar(archive: Path, folder: Path) -> None:
             _check_member(archive, member.name, plain=member.isreg() or member.isdir())
         _check_end(tar)
         # Pythons before 3.10.12 lack the filter; the check above does not depend on it.
-        options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        options: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         tar.extractall(folder, members, **options)
 
 

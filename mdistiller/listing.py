@@ -79,7 +79,7 @@ def _model_row(dataset: str, name: str) -> tuple[str, ...]:
 
 
 def _described(title: str, registry: dict[str, Any]) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, entry in registry.items():
         doc = (inspect.getdoc(entry) or "").strip().splitlines()
         rows.append((name, _MARKUP.sub(r"\1", doc[0]) if doc else ""))

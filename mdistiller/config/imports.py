@@ -63,14 +63,13 @@ def _loaded(path: Path) -> ModuleType | None:
 
 def _run_file(name: str, path: Path) -> None:
     module_name = path.stem
-    if (
-        module_name in sys.modules
-        or importlib.util.find_spec(module_name) is None
-        or (Path(importlib.util.find_spec(module_name).origin or "").resolve() != path)
-    ):
+    found = None if module_name in sys.modules else importlib.util.find_spec(module_name)
+    if found is None or Path(found.origin or "").resolve() != path:
         # Another module has this name.
         module_name += "_" + hashlib.sha256(str(path).encode()).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{IMPORTS}: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

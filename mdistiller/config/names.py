@@ -34,7 +34,7 @@ def relevant(leaves: dict[str, Any]) -> dict[str, Any]:
     Args:
         leaves: settings by dotted key, as of ``used_groups(cfg).leaves()`` or of a record.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in leaves.items():
         if key in TABLE and TABLE[key].kind == "input":
             found[key] = "/".join(Path(value).parts[-2:])

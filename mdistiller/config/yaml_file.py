@@ -62,7 +62,7 @@ def _read(path: Path) -> Items:
     if root is None or (isinstance(root, ScalarNode) and not root.value):
         return []
     if not isinstance(root, MappingNode):
-        raise ConfigError(f"{path}: expected keys and values, found a {root.id}")
+        raise ConfigError(f"{path}: expected keys and values, found a {_kind(root)}")
     return _without_doubles(path, _leaves(path, loader, root))
 
 
@@ -124,12 +124,16 @@ def _value(loader: yaml.SafeLoader, node: Node) -> Any:
     """A scalar or a list of them; what lies deeper is for no setting and is told by its kind."""
     if isinstance(node, SequenceNode):
         return [
-            _scalar(loader, n) if isinstance(n, ScalarNode) else f"a {n.id}" for n in node.value
+            _scalar(loader, n) if isinstance(n, ScalarNode) else f"a {_kind(n)}" for n in node.value
         ]
     return _scalar(loader, node)
 
 
-def _scalar(loader: yaml.SafeLoader, node: ScalarNode) -> Any:
+def _kind(node: Node) -> str:
+    return node.tag.rpartition(":")[2]
+
+
+def _scalar(loader: yaml.SafeLoader, node: Node) -> Any:
     try:
         value = loader.construct_object(node)
     except (ValueError, yaml.YAMLError):  # such as the date 2024-13-45

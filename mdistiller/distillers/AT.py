@@ -11,7 +11,7 @@ from mdistiller.config import Setting, positive
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
-from ._common import loss_weights, match_size
+from ._common import loss_weights, match_size, total
 from ._registry import distiller_dict
 
 
@@ -34,7 +34,7 @@ def at_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor], p: float) -> Tensor:
         Scalar.
     """
     pairs = [match_size(f_s, f_t) for f_s, f_t in zip(g_s, g_t, strict=False)]
-    return sum(F.mse_loss(attention(f_s, p), attention(f_t, p)) for f_s, f_t in pairs)
+    return total(F.mse_loss(attention(f_s, p), attention(f_t, p)) for f_s, f_t in pairs)
 
 
 @distiller_dict.register("AT")

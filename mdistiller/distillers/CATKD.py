@@ -28,5 +28,5 @@ def cat_loss(cam_student: Tensor, cam_teacher: Tensor, resolution: int, normaliz
     Returns:
         Scalar, the mean over B, C and the positions.
     """
-    maps = (_pooled(cam, resolution, normalize) for cam in (cam_student, cam_teacher))
-    return F.mse_loss(*maps)
+    student, teacher = (_pooled(c, resolution, normalize) for c in (cam_student, cam_teacher))
+    return F.mse_loss(student, teacher)

@@ -36,6 +36,10 @@ class ContrastMemory(nn.Module):
     temperature, the two normalising constants (-1 until the first batch sets them), momentum.
     """
 
+    params: Tensor
+    memory_v1: Tensor
+    memory_v2: Tensor
+
     def __init__(
         self, dim: int, num_data: int, k: int, temperature: float, momentum: float
     ) -> None:

@@ -101,13 +101,14 @@ def kdsvd_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor], k: int) -> Tensor:
         Scalar: squared differences, summed over stages and entries, per sample.
     """
     loss = torch.zeros((), device=g_s[0].device)
-    before_s = before_t = None
+    before_s: Tensor | None = None
+    before_t: Tensor | None = None
     for f_s, f_t in zip(g_s, g_t, strict=False):
         s_t, v_t = right_singular_vectors(f_t.detach(), k)
         _, v_s = right_singular_vectors(f_s, k + _SPARE)
         weight = F.normalize(s_t, dim=1)[:, None]
         v_s, v_t = _match(v_s, v_t) * weight, v_t * weight
-        if before_s is not None:
+        if before_s is not None and before_t is not None:
             loss = loss + (_relation(v_s, before_s) - _relation(v_t, before_t)).pow(2).sum()
         before_s, before_t = v_s, v_t
     return (loss / len(g_s[0])).to(torch.promote_types(g_s[0].dtype, torch.float32))

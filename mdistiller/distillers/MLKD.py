@@ -99,4 +99,5 @@ def mlkd_losses(
                 loss + total(kind, strong).mean()
                 for loss, (kind, _) in zip(losses, kinds, strict=True)
             ]
-    return tuple(losses)
+    of_samples, of_batch, of_classes = losses
+    return of_samples, of_batch, of_classes

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._base import Distiller
-from ._common import loss_weights, match_size
+from ._common import loss_weights, match_size, total
 from ._registry import distiller_dict
 
 
@@ -34,7 +34,7 @@ def nst_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor]) -> Tensor:
     Returns:
         Scalar.
     """
-    return sum(single_stage_nst_loss(f_s, f_t) for f_s, f_t in zip(g_s, g_t, strict=False))
+    return total(single_stage_nst_loss(f_s, f_t) for f_s, f_t in zip(g_s, g_t, strict=False))
 
 
 @distiller_dict.register("NST")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
 
 def _resized(target: Tensor, like: Tensor) -> Tensor:
     """``target`` [B, C, H, W] with the height and width of ``like``: averaged, or repeated."""
-    return F.adaptive_avg_pool2d(target, like.shape[2:])
+    height, width = like.shape[2:]
+    return F.adaptive_avg_pool2d(target, (height, width))
 
 
 def ofd_stage_loss(source: Tensor, target: Tensor, margin: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class OFD(Distiller):
     @staticmethod
     def _layers_before_relu(teacher: nn.Module) -> list[nn.BatchNorm2d]:
         try:
-            return list(teacher.get_bn_before_relu())
+            return list(cast(Any, teacher).get_bn_before_relu())
         except (AttributeError, NotImplementedError, ConfigError):
             raise ConfigError(
                 f"OFD needs a teacher with get_bn_before_relu(), which {type(teacher).__name__} "
@@ -138,7 +140,7 @@ class OFD(Distiller):
     def train(self, mode: bool = True) -> OFD:
         super().train(mode)
         if self.teacher_train_mode:
-            self.teacher.train(mode)
+            self.own_teacher.train(mode)
         return self
 
     def get_learnable_parameters(self):

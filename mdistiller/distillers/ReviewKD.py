@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
-from ._common import as_map, count, need_argument, need_feature, probe, warmup_factor
+from ._common import as_map, count, need_argument, need_feature, probe, total, warmup_factor
 from ._registry import distiller_dict
 
 # Channels of the fused maps, at most.
@@ -32,7 +33,7 @@ def hcl_loss(fstudent: Sequence[Tensor], fteacher: Sequence[Tensor]) -> Tensor:
     Returns:
         Scalar.
     """
-    return sum(_single_stage_hcl(f_s, f_t) for f_s, f_t in zip(fstudent, fteacher, strict=False))
+    return total(_single_stage_hcl(f_s, f_t) for f_s, f_t in zip(fstudent, fteacher, strict=False))
 
 
 def _single_stage_hcl(f_s: Tensor, f_t: Tensor) -> Tensor:
@@ -91,8 +92,8 @@ class ABF(nn.Module):
             self.att_conv = nn.Sequential(
                 nn.Conv2d(2 * mid_channel, 2, kernel_size=1), nn.Sigmoid()
             )
-        nn.init.kaiming_uniform_(self.conv1[0].weight, a=1)
-        nn.init.kaiming_uniform_(self.conv2[0].weight, a=1)
+        for conv in (self.conv1[0], self.conv2[0]):
+            nn.init.kaiming_uniform_(cast(nn.Conv2d, conv).weight, a=1)
 
     def forward(
         self, x: Tensor, review: Tensor | None, shape: int, out_shape: int
@@ -105,7 +106,7 @@ class ABF(nn.Module):
             shape: the height and width of ``x``.
         """
         x = self.conv1(x)
-        if self.att_conv is not None:
+        if self.att_conv is not None and review is not None:
             review = _resize(review, shape)
             share = self.att_conv(torch.cat([x, review], dim=1))
             x = x * share[:, :1] + review * share[:, 1:]
@@ -173,7 +174,7 @@ class ReviewKD(Distiller):
         if inferred:
             size = (image_size(cfg.DATASET.TYPE),) * 2
             maps_s = self._student_maps(probe(self.student, size))
-            maps_t = self._teacher_maps(probe(self.teacher, size))
+            maps_t = self._teacher_maps(probe(self.own_teacher, size))
             explicit = [len(given[key]) for key in _LAYOUT if key not in inferred]
             n = min([len(maps_s), len(maps_t), *explicit])
             read = {
@@ -188,13 +189,13 @@ class ReviewKD(Distiller):
             raise ConfigError(f"REVIEWKD: these lists must have one entry per stage: {lengths}")
         return given
 
-    def _student_maps(self, features) -> list[Tensor]:
+    def _student_maps(self, features: dict[str, Any]) -> list[Tensor]:
         key = "preact_feats" if self.stu_preact else "feats"
         maps = need_feature(features, key, self.student, "REVIEWKD")
         return [*maps, as_map(features["pooled_feat"])]
 
-    def _teacher_maps(self, features) -> list[Tensor]:
-        maps = need_feature(features, "preact_feats", self.teacher, "REVIEWKD")
+    def _teacher_maps(self, features: dict[str, Any]) -> list[Tensor]:
+        maps = need_feature(features, "preact_feats", self.own_teacher, "REVIEWKD")
         return [*maps[1:], as_map(features["pooled_feat"])]
 
     def get_learnable_parameters(self):
@@ -205,7 +206,8 @@ class ReviewKD(Distiller):
 
     def review(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps to compare with the teacher's, shallowest first, from the student's likewise."""
-        results, passed_on = [], None
+        results: list[Tensor] = []
+        passed_on = None
         stages = zip(self.abfs, reversed(maps), self.shapes, self.out_shapes, strict=False)
         for abf, x, shape, out_shape in stages:
             result, passed_on = abf(x, passed_on, shape, out_shape)

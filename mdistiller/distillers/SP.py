@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._base import Distiller
-from ._common import loss_weights
+from ._common import loss_weights, total
 from ._registry import distiller_dict
 
 
@@ -29,7 +29,7 @@ def sp_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor]) -> Tensor:
         Shape [1].
     """
     pairs = zip(g_s, g_t, strict=False)
-    return sum(F.mse_loss(_similarity(f_s), _similarity(f_t)) for f_s, f_t in pairs).reshape(1)
+    return total(F.mse_loss(_similarity(f_s), _similarity(f_t)) for f_s, f_t in pairs).reshape(1)
 
 
 @distiller_dict.register("SP")

@@ -77,10 +77,16 @@ class Distiller(nn.Module):
         """Mean cross-entropy of ``logits`` [B, C] with the labels ``target`` [B]."""
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
+    @property
+    def own_teacher(self) -> nn.Module:
+        """The teacher of a method that has one."""
+        assert self.teacher is not None, f"{type(self).__name__} was made without a teacher"
+        return self.teacher
+
     @torch.no_grad()
     def forward_teacher(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """The teacher's (logits, features) of ``image`` [B, 3, H, W], without a graph."""
-        return (self.run_teacher or self.teacher)(image)
+        return (self.run_teacher or self.own_teacher)(image)
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         """All parameters that an optimizer is to update, the student's first."""
@@ -90,7 +96,9 @@ class Distiller(nn.Module):
         """How many numbers the method adds to the student while training."""
         return 0
 
-    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Student logits [B, C] and the dict of losses on one batch.
 
         Args:
@@ -118,7 +126,7 @@ class Distiller(nn.Module):
             present = [losses[name].mean() for name in getattr(self, kind) if name in losses]
             if not present:
                 raise ValueError(f"{type(self).__name__} returns none of its {kind}")
-            sums.append(sum(present))
+            sums.append(sum(present[1:], present[0]))
         return sums[0], sums[1]
 
     def forward_test(self, image: Tensor) -> Tensor:

@@ -121,8 +121,18 @@ def count(parameters: Iterable[Tensor]) -> int:
 
 def match_size(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps [B, C, H, W] with the smaller height and width of the two, by average pooling."""
-    size = tuple(min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:], strict=True))
-    return tuple(f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t))
+    height, width = (min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:], strict=True))
+    return _pooled_to(f_s, height, width), _pooled_to(f_t, height, width)
+
+
+def _pooled_to(f: Tensor, height: int, width: int) -> Tensor:
+    return f if f.shape[2:] == (height, width) else F.adaptive_avg_pool2d(f, (height, width))
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one loss term."""
+    first, *others = terms
+    return sum(others, first)
 
 
 def as_map(pooled: Tensor) -> Tensor:
@@ -142,10 +152,10 @@ class Constants(nn.Module):
         return len(self._buffers)
 
     def __getitem__(self, index: int) -> Tensor:
-        return list(self._buffers.values())[index]
+        return list(self)[index]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._buffers.values())
+        return self.buffers()
 
 
 class ConvReg(nn.Module):
@@ -167,12 +177,12 @@ class ConvReg(nn.Module):
         self.use_relu = use_relu
         (_, c_in, *size_s), (_, c_out, *size_t) = s_shape, t_shape
         if size_s == [2 * n for n in size_t]:
-            self.conv = nn.Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1)
+            self.conv: nn.Module = nn.Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1)
         elif [2 * n for n in size_s] == size_t:
             self.conv = nn.ConvTranspose2d(c_in, c_out, kernel_size=4, stride=2, padding=1)
         elif all(s >= t for s, t in zip(size_s, size_t, strict=True)):
-            kernel = tuple(1 + s - t for s, t in zip(size_s, size_t, strict=True))
-            self.conv = nn.Conv2d(c_in, c_out, kernel_size=kernel)
+            height, width = (1 + s - t for s, t in zip(size_s, size_t, strict=True))
+            self.conv = nn.Conv2d(c_in, c_out, kernel_size=(height, width))
         else:
             raise ConfigError(
                 f"no regressor leads from student maps {tuple(s_shape[1:])} to teacher maps "

@@ -30,6 +30,9 @@ class _Block(nn.Module):
     """Skip connection around :meth:`residual`; a subclass provides that and ``_build``."""
 
     expansion = 1
+    _build: Any
+    residual: Any
+    last_bn: Any
 
     def __init__(self, in_channels: int, channels: int, stride: int, skip_name: str) -> None:
         super().__init__()
@@ -141,7 +144,8 @@ class ResidualNetwork(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch norm that ends the residual branch of each stage's last block."""
-        return [stage[-1].last_bn for stage in self.stages]
+        last: list[Any] = [stage[-1] for stage in self.stages]
+        return [block.last_bn for block in last]
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Logits [B, num_classes] of images [B, 3, H, W], and the features.

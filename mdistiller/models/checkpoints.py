@@ -45,7 +45,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         CheckpointError: the file cannot be read or is of another network. The model is then
             unchanged.
     """
-    own, first = model.state_dict(), None
+    own, first = model.state_dict(), list[str]()
     for state in _readings(path, read_checkpoint(path)):
         problems = _differences(own, state)
         if not problems:

@@ -32,7 +32,8 @@ class Norms:
         squared = squared.clamp_min(0)
         norms = squared.sqrt()
         smallest = torch.finfo(squared.dtype).tiny
-        return cls(*norms.unbind(), norms / squared.clamp_min(smallest))
+        ce, kd, ref = norms.unbind()
+        return cls(ce, kd, ref, norms / squared.clamp_min(smallest))
 
     def without_zero_gradients(self, w_ce: Tensor) -> Tensor:
         """Give all the weight to the other loss where one gradient is zero."""

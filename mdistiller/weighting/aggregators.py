@@ -67,7 +67,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise SyntaxError
-        return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError):
         raise ValueError(
             f"expected arguments as in Python, such as c=0.4, norm_eps=1e-4, not {text!r}"
@@ -189,7 +189,7 @@ class PairAggregator:
 
     def _restore(self, module, state: dict[str, Any]) -> None:
         load_module_state(module, state, self._device)
-        inner = getattr(module, "weighting", None)
+        inner: Any = getattr(module, "weighting", None)
         # NashMTL makes its solver's problem in the very first step, which this one is not.
         if getattr(inner, "step", 0) and hasattr(inner, "_init_optim_problem"):
             inner._init_optim_problem()
@@ -236,10 +236,9 @@ def _look_up(method: str) -> type[Aggregator]:
 
 
 def _same(a: tuple[Tensor, Tensor | None], b: tuple[Tensor, Tensor | None]) -> bool:
-    return all(
-        (x is None) == (y is None) and (x is None or torch.equal(x, y))
-        for x, y in zip(a, b, strict=True)
-    )
+    if a[1] is None or b[1] is None:
+        return a[1] is b[1] and torch.equal(a[0], b[0])
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
 def _one_line(error: Exception) -> str:

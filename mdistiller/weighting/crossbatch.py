@@ -238,7 +238,8 @@ class CrossBatchWeighting:
         x, y = pairs.unbind(1)
         gap = x - y
         squared = torch.addcmul(gap * gap, x * y, 1 + c_12, value=2)
-        return pairs[0] * norms.inverse[:2], *squared.sqrt().unbind()
+        length, twice_g0 = squared.sqrt().unbind()
+        return pairs[0] * norms.inverse[:2], length, twice_g0
 
     def _stabilized(
         self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
@@ -251,7 +252,8 @@ class CrossBatchWeighting:
         both = correction + 0.5
         if self.rescale:
             both /= 1 + (self.alpha**2 if self.rescale == 1 else self.alpha)
-        return *both.unbind(), lam
+        ce, kd = both.unbind()
+        return ce, kd, lam
 
     def _of_length(
         self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
@@ -267,7 +269,8 @@ class CrossBatchWeighting:
         if self.step == "plain":
             # Unit gradients that cancel have no direction but that of the plain gradient.
             both = torch.where(length <= _VANISHED, torch.ones_like(both), both)
-        return *both.unbind(), torch.zeros_like(w_ce)
+        ce, kd = both.unbind()
+        return ce, kd, torch.zeros_like(w_ce)
 
     def _unstabilized(
         self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor

@@ -74,6 +74,7 @@ class Rows:
         """
         others = self.extra if extra else []
         parameters = [*self.theta, *others]
+        gradients: Sequence[Tensor | None]
         if loss.requires_grad:
             gradients = torch.autograd.grad(
                 loss, parameters, retain_graph=retain_graph, allow_unused=True
@@ -88,12 +89,12 @@ class Rows:
     def put(self, row: int, gradients: Sequence[Tensor | None], add: bool = False) -> None:
         """Take gradients of theta into ``row``; None for what is not reached."""
         views = self.views(self.buffer[row])
-        hit = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        hit = [(view, g) for view, g in zip(views, gradients, strict=True) if g is not None]
         if not add and len(hit) < len(views):
             self.buffer[row].zero_()
         move = torch._foreach_add_ if add else torch._foreach_copy_
         if hit:
-            move([views[i] for i in hit], [gradients[i] for i in hit])
+            move([view for view, _ in hit], [g for _, g in hit])
         before = self._reached[row] if add else [False] * len(self.theta)
         self._reached[row] = [
             reached or gradient is not None
@@ -177,9 +178,10 @@ class Rows:
         if self.extra:
             # The extra modules come last in the graph, so this pass is short.
             of_extra = torch.autograd.grad(
-                sum(losses), self.extra, retain_graph=True, allow_unused=True
+                sum(losses[1:], losses[0]), self.extra, retain_graph=True, allow_unused=True
             )
-        total = sum(w.to(loss.dtype) * loss for w, loss in zip(weights, losses, strict=True))
+        terms = [w.to(loss.dtype) * loss for w, loss in zip(weights, losses, strict=True)]
+        total = sum(terms[1:], terms[0])
         torch.autograd.backward(total, inputs=self.theta)
         if of_extra is not None:
             for p, gradient in zip(self.extra, of_extra, strict=True):

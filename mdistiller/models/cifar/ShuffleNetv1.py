@@ -76,7 +76,8 @@ class ShuffleNet(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The last batch norm of each stage."""
-        return [stage[-1].bn3 for stage in self.stages]
+        last: list[Any] = [stage[-1] for stage in self.stages]
+        return [block.bn3 for block in last]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of the entries of ``feats``."""

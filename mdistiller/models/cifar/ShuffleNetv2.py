@@ -80,6 +80,7 @@ def _gather_bn(stage: nn.Sequential) -> nn.BatchNorm2d:
     A stage's channels come from several batch norms; they are followed through its shuffles.
     The result is a copy of their present values.
     """
+    down: Any
     down, *blocks = stage
     gathered = nn.BatchNorm2d(2 * down.bn2.num_features).to(down.bn2.weight)
     for name in ("weight", "bias", "running_mean", "running_var"):

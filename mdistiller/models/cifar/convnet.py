@@ -24,6 +24,13 @@ class ConvNet(nn.Module):
         ValueError: ``width`` is less than 1.
     """
 
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    bn3: nn.BatchNorm2d
+
     def __init__(self, width: int, num_classes: int = 100) -> None:
         super().__init__()
         if width < 1:

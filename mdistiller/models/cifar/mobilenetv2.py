@@ -81,11 +81,13 @@ class MobileNetV2(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch norm that ends each feature stage (no ReLU follows there)."""
-        return [self.blocks[i][-1].conv[-1] for i in _FEATURE_STAGES]
+        blocks: Any = self.blocks
+        return [blocks[i][-1].conv[-1] for i in _FEATURE_STAGES]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of the entries of ``feats``."""
-        return [self.conv1[0].out_channels, *(bn.num_features for bn in self.get_bn_before_relu())]
+        stem: Any = self.conv1[0]
+        return [stem.out_channels, *(bn.num_features for bn in self.get_bn_before_relu())]
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Logits [B, num_classes] of images [B, 3, H, W], and the features.

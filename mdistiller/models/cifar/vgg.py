@@ -53,7 +53,8 @@ class VGG(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The last batch norm of each block but the first."""
-        return [block[-1] for block in self.blocks[1:]]
+        last: list[Any] = [block[-1] for block in self.blocks[1:]]
+        return last
 
     def get_stage_channels(self) -> list[int]:
         """Channels of the entries of ``feats``."""
@@ -66,7 +67,7 @@ class VGG(nn.Module):
         the ReLU (the first block's after it), ``pooled_feat`` [B, 512] the classifier's input.
         """
         # The last pooling would leave 2x2 of a 32x32 image; it is for larger ones.
-        pools = [self.pool0, self.pool1, self.pool2]
+        pools: list[nn.Module] = [self.pool0, self.pool1, self.pool2]
         pools.append(self.pool3 if x.shape[-1] >= 64 else nn.Identity())
         feats = [F.relu(self.block0(x))]
         preact_feats = [feats[0]]

@@ -79,7 +79,8 @@ class WideResNet(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch norm that follows each stage."""
-        return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
+        first: list[Any] = [self.block2.layer[0], self.block3.layer[0]]
+        return [*(block.bn1 for block in first), self.bn1]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of the entries of ``feats``."""

@@ -11,8 +11,11 @@ from mdistiller.errors import CheckpointError
 from mdistiller.models._common import global_pool
 
 # Channels and stride of the separable convolutions.
-_LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))
-_LAYERS += ((512, 1),) * 5 + ((1024, 2), (1024, 1))
+_LAYERS: tuple[tuple[int, int], ...] = (
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+    *(((512, 1),) * 5),
+    *((1024, 2), (1024, 1)),
+)
 _STEM = 32
 # The last layer of each size of the map, counted with the stem.
 _FEATURE_LAYERS = (3, 5, 11, 13)
@@ -57,7 +60,8 @@ class MobileNetV1(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch norm before the last ReLU of each entry of ``feats``."""
-        return [self.model[i][-2] for i in _FEATURE_LAYERS]
+        layers: list[Any] = list(self.model)
+        return [layers[i][-2] for i in _FEATURE_LAYERS]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of the entries of ``feats``."""
@@ -71,7 +75,8 @@ class MobileNetV1(nn.Module):
         classifier's input.
         """
         feats, preact_feats = [], []
-        for index, layer in enumerate(self.model):
+        layers: list[Any] = list(self.model)
+        for index, layer in enumerate(layers):
             preact = layer[:-1](x)
             x = F.relu(preact)
             if index in _FEATURE_LAYERS:
