@@ -74,7 +74,7 @@ def process_reader() -> Callable[[], dict[str, int]]:
 
 
 def _read_proc() -> dict[str, int]:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return {
         "rss": pages * os.sysconf("SC_PAGE_SIZE"),
         "handles": len(os.listdir("/proc/self/fd")),

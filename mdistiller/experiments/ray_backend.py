@@ -173,7 +173,7 @@ def _make_task() -> Callable[..., int]:
     def train(folder: str, command: list[str], variables: dict[str, str], log: str) -> int:
         """Train in a process of its own, in ``folder``; returns its exit status."""
         command = [str(os.getpid()) if word == "PARENT" else word for word in command]
-        with open(os.path.join(folder, log), "a") as file:
+        with open(os.path.join(folder, log), "a", encoding="utf-8") as file:
             return subprocess.run(
                 [sys.executable, *command],
                 cwd=folder,

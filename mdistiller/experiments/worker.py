@@ -21,7 +21,7 @@ from pathlib import Path
 from mdistiller.cli import exit_on_error
 from mdistiller.engine.run import run_training
 from mdistiller.engine.rundir.folder import is_locked
-from mdistiller.engine.runtime.signals import end_on_sigterm
+from mdistiller.engine.runtime.signals import end_on_signals
 from mdistiller.errors import InterruptedRun, MdistillerError
 
 from .fleet.fleet import Fleet, Member
@@ -66,7 +66,7 @@ def _wait_for_lock(job: Job) -> None:
 
 
 def _train(jobs: list[Job]) -> None:
-    end_on_sigterm()
+    end_on_signals()
     for job in jobs:
         _wait_for_lock(job)
     if len(jobs) == 1:

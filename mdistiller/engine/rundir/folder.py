@@ -35,7 +35,7 @@ def claim(path: Path, *, wait: bool = False) -> IO[str] | None:
         The open file, or None if another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
+    file = path.open("a", encoding="utf-8")
     if fcntl is None:
         return file
     try:
@@ -63,7 +63,7 @@ def is_locked(path: Path) -> bool:
     if fcntl is None:
         return False
     # Shared, so that two processes that only look do not see each other.
-    with suppress(FileNotFoundError, NotADirectoryError), path.open("r") as file:
+    with suppress(FileNotFoundError, NotADirectoryError), path.open("r", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -147,7 +147,7 @@ def joined_by_torchrun(device: str) -> Iterator[World]:
     world = World()
     try:
         with (
-            open(os.devnull, "w") as nothing,
+            open(os.devnull, "w", encoding="utf-8") as nothing,
             redirect_stdout(sys.stdout if world.is_writer else nothing),
         ):
             yield world

@@ -49,7 +49,7 @@ def has_native_bf16(device: torch.device) -> bool:
     if any(getattr(torch.cpu, name, lambda: False)() for name in x86):
         return True
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
     # Of Arm, whose flags stand in a line called Features.

@@ -121,7 +121,3 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 # Handlers in whose place the run's own may be put.
 _FREE = (signal.SIG_DFL, _end)
-
-
-# The name it had; for imports not yet moved.
-end_on_sigterm = end_on_signals
