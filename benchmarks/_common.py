@@ -115,7 +115,8 @@ def peak_resident() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage, whose figure a child inherits from its parent.
-        (line,) = (x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
+        lines = status.read_text(encoding="utf-8").splitlines()
+        (line,) = (x for x in lines if x.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     import resource
 
