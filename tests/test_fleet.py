@@ -21,6 +21,7 @@ from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer
 from mdistiller.engine.cfg import experiment_name, load_cfg
 from mdistiller.engine.run import run_training
+from mdistiller.engine.rundir.checkpoint import Checkpoints
 from mdistiller.engine.rundir.folder import is_locked
 from mdistiller.engine.rundir.records import RunRecord
 from mdistiller.engine.runtime.precision import FrozenTeacher
@@ -197,12 +198,16 @@ def solo(tmp_path_factory, teacher):
     return of
 
 
-def test_all_at_once_have_the_bits_of_each_alone(tmp_path, teacher, solo):
-    members = [member(tmp_path, teacher, name) for name in CASES]
+FEW = ("KD", "OFD", "cross-batch RKD, period", "GradNorm", "dropout", "one epoch more")
+
+
+@pytest.mark.parametrize("names", [FEW, pytest.param(tuple(CASES), marks=pytest.mark.slow)])
+def test_all_at_once_have_the_bits_of_each_alone(tmp_path, teacher, solo, names):
+    members = [member(tmp_path, teacher, name) for name in names]
     Fleet(members).train()
-    for name, one in zip(CASES, members, strict=True):
+    for name, one in zip(names, members, strict=True):
         assert one.error is None, one.out.getvalue()
-        assert one.result["fleet"] == len(CASES)
+        assert one.result["fleet"] == len(names)
         assert_same(outcome(one), solo(name))
         assert "epoch 2/" in one.out.getvalue()
 
@@ -320,13 +325,13 @@ def test_runs_that_were_stopped_alone_at_different_steps_fall_into_step(
 def test_a_second_ctrl_c_ends_all_at_once(tmp_path, teacher, monkeypatch):
     members = [member(tmp_path, teacher, name) for name in ("KD", "AT")]
     stop_in_step(monkeypatch, 3, signal.SIGINT)
-    plain = BaseTrainer.check_finite
+    plain = Checkpoints.save_step
 
-    def check_finite(self, *arguments):  # the first thing when a step is saved
+    def save_step(self, *arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return plain(self, *arguments)
 
-    monkeypatch.setattr(BaseTrainer, "check_finite", check_finite)
+    monkeypatch.setattr(Checkpoints, "save_step", save_step)
     with pytest.raises(InterruptedRun, match="stopped by a signal") as caught:
         Fleet(members).train()
     assert caught.value.exit_code == 130

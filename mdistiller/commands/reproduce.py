@@ -22,6 +22,7 @@ import argparse
 import sys
 
 from mdistiller.cli import ToolParser, exit_on_error
+from mdistiller.console import output_is_optional
 from mdistiller.errors import ConfigError
 from mdistiller.experiments import (
     ALL,
@@ -140,6 +141,7 @@ def main(argv: list[str] | None = None) -> None:
             return RayBackend(args.address, args.workers, args.gpus_per_run, args.threads)
         return LocalBackend(slots)
 
+    output_is_optional()
     reproduce(request, open_backend, retry_failed=args.retry_failed, fleet_size=fleet_size)
 
 
