@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mdistiller.config import Config
 from mdistiller.distillers import Distiller
 
 from .runtime.distributed import World
+from .runtime.loaders import Batches
 
 # Puts what a loader yields on the device of the run.
 DeviceTransform = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -41,6 +43,13 @@ class Batch:
     step: int = 0
     fraction: float = 1.0
     auxiliary: Batch | None = None
+
+    @classmethod
+    def of(cls, tensors: tuple[Tensor, ...], step: int, fraction: float) -> Batch:
+        """A step's batch from what a loader has yielded."""
+        image, target, *more = tensors
+        index, contrastive_index = [*more, None, None][: max(2, len(more))]
+        return cls(image, target, index, contrastive_index, step, fraction)
 
     def inputs(self, epoch: int) -> dict[str, Any]:
         """A distiller's keyword arguments: what there is of this batch, and the epoch."""
@@ -79,13 +88,13 @@ class StepResult:
 class Trainable(Protocol):
     """What the loop and its checkpoints ask of a trainer (``trainers/base.py`` says more)."""
 
-    cfg: Any
+    cfg: Config
     device: torch.device
     world: World
     distiller: Distiller
     optimizer: Optimizer
-    train_loader: Iterable
-    val_loader: Iterable
+    train_loader: Batches
+    val_loader: Batches
     experiment_name: str
     log_path: Path
     diagnostics_name: str
@@ -108,7 +117,7 @@ def to_device(
     return image.to(dtype, memory_format=layout), *rest
 
 
-def epoch_of(loader: Iterable, epoch: int, start: int = 0) -> Iterable:
+def epoch_of(loader: Batches, epoch: int, start: int = 0) -> Iterable:
     """``loader`` from batch ``start`` of ``epoch`` on, if its order depends on that.
 
     A plain list has the same batches in every epoch.

@@ -82,8 +82,9 @@ def measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
     """Losses and accuracies (percent) of one step, by their names in ``metrics.jsonl``."""
     top1, top5 = accuracy(result.logits.detach(), target, topk=(1, 5))
     losses = {name: loss.detach().mean() for name, loss in result.losses.items()}
+    first, *others = losses.values()
     return {
-        "train_loss": sum(losses.values()),
+        "train_loss": sum(others, first),
         "train_acc": top1,
         "train_acc_top5": top5,
         **{f"train_{name}": loss for name, loss in losses.items()},

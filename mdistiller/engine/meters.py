@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from mdistiller.device import solve_dtype
 
 from .runtime.distributed import World
+from .runtime.loaders import shardable
 
 
 class AverageMeter:
     """A running average of numbers on the host; ``val`` is the latest one."""
+
+    val: float
+    avg: float
+    sum: float
+    count: int
 
     def __init__(self) -> None:
         self.reset()
@@ -121,14 +127,14 @@ def validate(
     was_training = distiller.training
     distiller.eval()
     meter = DeviceMeter()
-    shards = world is not None and world.size > 1
+    shards = shardable(val_loader) if world is not None and world.size > 1 else None
     for number, (image, target, *_) in enumerate(val_loader):
         image = image.to(like, non_blocking=True)
         target = target.to(like.device, non_blocking=True)
         output = distiller(image=image)
         top1, top5 = accuracy(output, target, topk=(1, 5))
         loss = F.cross_entropy(output, target)
-        n = val_loader.local_size(number) if shards else image.shape[0]
+        n = image.shape[0] if shards is None else shards.local_size(number)
         meter.update({"top1": top1, "top5": top5, "loss": loss}, n)
     distiller.train(was_training)
     means = meter.averages(world)

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mdistiller.config import Config
 from mdistiller.registry import Registry
 
 optimizer_dict = Registry("optimizer (SOLVER.TYPE)")
 
 
 @optimizer_dict.register("SGD")
-def _sgd(parameters: Iterable[nn.Parameter], solver) -> Optimizer:
+def _sgd(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
     return torch.optim.SGD(
         parameters,
         lr=solver.LR,
@@ -26,7 +27,7 @@ def _sgd(parameters: Iterable[nn.Parameter], solver) -> Optimizer:
 
 
 @optimizer_dict.register("AdamW")
-def _adamw(parameters: Iterable[nn.Parameter], solver) -> Optimizer:
+def _adamw(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
     # MOMENTUM is Adam's beta_1, the decay of its first moment.
     return torch.optim.AdamW(
         parameters,
@@ -36,12 +37,12 @@ def _adamw(parameters: Iterable[nn.Parameter], solver) -> Optimizer:
     )
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], cfg) -> Optimizer:
+def build_optimizer(parameters: Iterable[nn.Parameter], cfg: Config) -> Optimizer:
     """The optimizer ``cfg.SOLVER.TYPE`` over ``parameters``, in one group."""
     return optimizer_dict[cfg.SOLVER.TYPE](list(parameters), cfg.SOLVER)
 
 
-def learning_rate(epoch: int, cfg) -> float:
+def learning_rate(epoch: int, cfg: Config) -> float:
     """The learning rate of ``epoch`` (counted from 1) under ``cfg.SOLVER``.
 
     Linear warm-up over the first WARMUP_EPOCHS, from LR / WARMUP_EPOCHS to LR. Then SCHEDULE
@@ -60,7 +61,7 @@ def learning_rate(epoch: int, cfg) -> float:
     return solver.LR * solver.LR_DECAY_RATE**decays
 
 
-def adjust_learning_rate(epoch: int, cfg, optimizer: Optimizer) -> float:
+def adjust_learning_rate(epoch: int, cfg: Config, optimizer: Optimizer) -> float:
     """Set the learning rate of ``epoch`` in every parameter group and return it.
 
     A group with an "lr_scale" gets that multiple of it.

@@ -10,7 +10,7 @@ from torch import nn
 from mdistiller.config import CFG, Config, experiment_name, show_cfg
 from mdistiller.config.cfg import resolved
 from mdistiller.console import say
-from mdistiller.dataset import build_model, get_dataset, load_teacher
+from mdistiller.dataset import Loader, build_model, get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
 from mdistiller.seeding import derive_seed, seed_everything
@@ -65,7 +65,7 @@ class Known:
         teacher: what ``look_at_teacher`` returns.
     """
 
-    data: tuple[Any, Any, int, int] | None = None
+    data: tuple[Loader, Loader, int, int] | None = None
     teacher: Look | None = None
 
 
@@ -94,10 +94,11 @@ def build_trainer(
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
     )
-    if cfg.DATASET.LABEL_NOISE:
-        trainer.extra_results["wrong_labels"] = 100 * train_loader.wrong_labels
+    wrong = train_loader.wrong_labels
+    if cfg.DATASET.LABEL_NOISE and wrong is not None:
+        trainer.extra_results["wrong_labels"] = 100 * wrong
         say(
-            f"label noise, {cfg.DATASET.LABEL_NOISE_KIND}: {100 * train_loader.wrong_labels:.2f} % "
+            f"label noise, {cfg.DATASET.LABEL_NOISE_KIND}: {100 * wrong:.2f} % "
             "of the training labels are wrong"
         )
     if distiller.teacher is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdistiller.config import Config
 from mdistiller.console import say
 from mdistiller.dataset import build_model, load_teacher
 from mdistiller.device import resolve_device
@@ -33,7 +34,7 @@ _ENOUGH = 16
 # ---- making it -------------------------------------------------------------------------------
 
 
-def build_teacher(cfg: Any, num_classes: int) -> nn.Module:
+def build_teacher(cfg: Config, num_classes: int) -> nn.Module:
     """The network ``DISTILLER.TEACHER`` with its weights, and with ``DISTILLER.TEACHER_FAULT``.
 
     ``permute`` gives every logit to another class, at random, and leaves the features alone;
@@ -166,7 +167,7 @@ class Look:
 
 
 def look_at_teacher(
-    cfg: Any, teacher: nn.Module, train_loader: Iterable, val_loader: Iterable
+    cfg: Config, teacher: nn.Module, train_loader: Iterable, val_loader: Iterable
 ) -> Look:
     """Ask the teacher for all validation images, but for ImageNet's, and for a training batch.
 
@@ -180,7 +181,7 @@ def look_at_teacher(
     return Look(top1, batch)
 
 
-def say_teacher(cfg: Any, look: Look) -> None:
+def say_teacher(cfg: Config, look: Look) -> None:
     """Print how good the teacher is, and warn where it is probably the wrong one."""
     name, words, warnings = cfg.DISTILLER.TEACHER, [], []
     if look.top1 is not None:
@@ -204,7 +205,7 @@ def say_teacher(cfg: Any, look: Look) -> None:
         say(f"warning: teacher {name} {warning}", "WARN")
 
 
-def _at_chance(cfg: Any, found: Agreement) -> str:
+def _at_chance(cfg: Config, found: Agreement) -> str:
     causes = "wrong class order? other normalisation? trained on another data set?"
     if cfg.DISTILLER.TEACHER_FAULT != "none":
         causes = f"DISTILLER.TEACHER_FAULT is {cfg.DISTILLER.TEACHER_FAULT}"

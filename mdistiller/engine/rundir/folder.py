@@ -6,6 +6,7 @@ it must vanish with a killed process and leave nothing to be removed by hand.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +17,10 @@ from mdistiller.errors import MdistillerError
 
 from .files import UNSUPPORTED, remove_unfinished
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind: no protection there.
+if sys.platform == "win32":  # It has no advisory locks of this kind: no protection there.
     fcntl = None
+else:
+    import fcntl
 
 
 def claim(path: Path, *, wait: bool = False) -> IO[str] | None:
@@ -78,12 +79,13 @@ class RunLock:
     """A lock on a folder that ends with its process, see :func:`claim`."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = claim(folder / ".lock")
-        if self._file is None:
+        file = claim(folder / ".lock")
+        if file is None:
             raise MdistillerError(
                 f"another process is training in {folder}; wait for it, "
                 "or give this run another EXPERIMENT.NAME"
             )
+        self._file = file
 
     def release(self) -> None:
         self._file.close()

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from mdistiller.config import dump_cfg
+from mdistiller.config import Config, dump_cfg
 from mdistiller.console import say
 from mdistiller.errors import ConfigError
 
@@ -55,7 +55,7 @@ class RunRecord:
     def __init__(
         self,
         folder: Path,
-        cfg: Any,
+        cfg: Config,
         after_epoch: int = 0,
         last_entry: dict[str, Any] | None = None,
     ) -> None:
@@ -228,7 +228,7 @@ class WandbRun:
         ConfigError: wandb is not installed, or WANDB_MODE is none of its modes.
     """
 
-    def __init__(self, cfg: Any, folder: Path) -> None:
+    def __init__(self, cfg: Config, folder: Path) -> None:
         try:
             import wandb
         except ImportError:
@@ -242,7 +242,9 @@ class WandbRun:
                 f"the environment's WANDB_MODE is {asked!r}; set it to one of "
                 f"{', '.join(WANDB_MODES)}, or leave LOG.WANDB False"
             )
-        self._wandb, self._run = wandb, None
+        # Optional, and its types change from release to release.
+        self._wandb: Any = wandb
+        self._run: Any = None
         file = folder / "wandb_id"
         if not file.exists():
             write_text(file, secrets.token_hex(8))

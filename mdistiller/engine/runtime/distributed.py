@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from mdistiller.device import resolve_device
 from mdistiller.errors import ConfigError, MdistillerError
+
+from .loaders import Batches, Shardable, shardable
 
 
 class World:
@@ -95,7 +97,7 @@ class World:
         if self.size == 1:
             yield
             return
-        error = None
+        error: MdistillerError | None = None
         try:
             yield
         except MdistillerError as caught:
@@ -104,7 +106,7 @@ class World:
         failed = [rank for rank, code in enumerate(codes) if code is not None]
         if not failed:
             return
-        if failed[0] == self.rank:
+        if error is not None and failed[0] == self.rank:
             raise error
         # Not the error itself: its line would be printed by every process.
         raise SystemExit(codes[failed[0]])
@@ -155,7 +157,7 @@ def joined_by_torchrun(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def shard_of(loader: Iterable, world: World, batch_size: int, able: dict[type, bool]) -> Iterable:
+def shard_of(loader: Batches, world: World, batch_size: int, able: dict[type, bool]) -> Batches:
     """What this process sees of ``loader``; all of it in a world of one.
 
     Args:
@@ -167,7 +169,7 @@ def shard_of(loader: Iterable, world: World, batch_size: int, able: dict[type, b
     """
     if world.size == 1:
         return loader
-    for cls, can in {**able, type(loader): hasattr(loader, "shard")}.items():
+    for cls, can in {**able, type(loader): isinstance(loader, Shardable)}.items():
         if not can:
             raise ConfigError(
                 f"{cls.__name__} does not work in several processes; run without torchrun"
@@ -177,9 +179,10 @@ def shard_of(loader: Iterable, world: World, batch_size: int, able: dict[type, b
             f"SOLVER.BATCH_SIZE {batch_size} is the batch of all {world.size} processes; "
             "set it to their number at least"
         )
-    return loader.shard(world.rank, world.size)
+    return shardable(loader).shard(world.rank, world.size)
 
 
-def fraction_of(loader: Any, number: int) -> float:
+def fraction_of(loader: Batches, number: int) -> float:
     """This process's part of the images in batch ``number`` (from 0) of ``loader``."""
-    return loader.local_size(number) / loader.global_size(number)
+    shards = shardable(loader)
+    return shards.local_size(number) / shards.global_size(number)

@@ -93,6 +93,7 @@ def fold_batchnorm(network: nn.Module, image: Tensor) -> nn.Module:
     folded = frozen_copy(network)
     for conv_name, bn_name in foldable_pairs(folded, image):
         conv, bn = folded.get_submodule(conv_name), folded.get_submodule(bn_name)
+        assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
         dtype = conv.weight.dtype
         wide = dtype if image.device.type == "mps" else torch.float64
         fused = fuse_conv_bn_eval(conv.to(wide), bn.to(wide)).to(dtype)

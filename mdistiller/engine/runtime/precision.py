@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from mdistiller.config import Config
 from mdistiller.distillers import Distiller
 from mdistiller.errors import ConfigError
 
@@ -103,13 +104,13 @@ def _has_bf16(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type)
 
 
-def memory_format(cfg: Any, device: torch.device) -> torch.memory_format:
+def memory_format(cfg: Config, device: torch.device) -> torch.memory_format:
     """The layout of images and convolutions; mps keeps PyTorch's own."""
     wanted = cfg.SOLVER.CHANNELS_LAST and device.type in ("cpu", "cuda")
     return torch.channels_last if wanted else torch.preserve_format
 
 
-def prepare(distiller: Distiller, cfg: Any, device: torch.device) -> torch.memory_format:
+def prepare(distiller: Distiller, cfg: Config, device: torch.device) -> torch.memory_format:
     """Make ``distiller``, which is on ``device``, compute as ``cfg.SOLVER`` says.
 
     Returns:
@@ -217,28 +218,28 @@ class FrozenTeacher:
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
         """(logits [B, C], features) of ``image`` [B, 3, H, W]; no gradient is recorded."""
-        network = self.teacher
+        network: Callable[[Tensor], Any] = self.teacher
         if (self.fold or self.compiled) and not self.teacher.training:
-            self._bring_up_to_date(image)
-            matches = self.compiled and image.shape == self._compiled_shape
-            network = self._compiled_copy if matches else self._copy
+            network = self._copy_for(image)
         with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             output = network(image)
         return _as_float(output) if self.bf16 else output
 
-    def _bring_up_to_date(self, image: Tensor) -> None:
-        """Make the copy anew after the teacher's weights were loaded or moved."""
+    def _copy_for(self, image: Tensor) -> Callable[[Tensor], Any]:
+        """The copy to run on ``image``, made anew once the teacher's weights have changed."""
         tensors = [*self.teacher.parameters(), *self.teacher.buffers()]
         now = [(t.data_ptr(), t._version) for t in tensors]
-        if self._copy is not None and now == self._made_from:
-            return
-        self._made_from = now
-        self._copy = (
-            fold_batchnorm(self.teacher, image[:1]) if self.fold else frozen_copy(self.teacher)
-        )
-        if self.compiled:
-            # Its weights as constants, which lets the compiler lay them out for its kernels.
-            self._compiled_copy = torch.compile(
-                self._copy, dynamic=False, options={"freezing": True}
+        if self._copy is None or now != self._made_from:
+            self._made_from = now
+            self._copy = (
+                fold_batchnorm(self.teacher, image[:1]) if self.fold else frozen_copy(self.teacher)
             )
-            self._compiled_shape = image.shape
+            if self.compiled:
+                # Its weights as constants, which lets the compiler lay them out for its kernels.
+                self._compiled_copy = torch.compile(
+                    self._copy, dynamic=False, options={"freezing": True}
+                )
+                self._compiled_shape = image.shape
+        if self._compiled_copy is not None and image.shape == self._compiled_shape:
+            return self._compiled_copy
+        return self._copy

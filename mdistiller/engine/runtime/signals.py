@@ -89,6 +89,7 @@ class StopRequest:
 
     def error(self, epoch: int, step: int, folder: Path) -> InterruptedRun:
         """What ends a run that is saved in ``folder``; with the shells' status, 130 or 143."""
+        assert self.signal is not None
         return InterruptedRun(
             f"{_NAMES[self.signal]} in epoch {epoch} after step {step}, which is saved in "
             f"{folder}; the same command with --resume continues from there",

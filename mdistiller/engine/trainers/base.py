@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mdistiller.engine.batch import Batch, DeviceTransform, StepResult, epoch_of
 from mdistiller.engine.loop import Loop
 from mdistiller.engine.optim import build_optimizer
 from mdistiller.engine.runtime.distributed import World, fraction_of, shard_of
+from mdistiller.engine.runtime.loaders import Batches
 from mdistiller.engine.runtime.precision import prepare
 
 
@@ -57,8 +58,8 @@ class BaseTrainer:
         self,
         experiment_name: str,
         distiller: Distiller,
-        train_loader: Iterable,
-        val_loader: Iterable,
+        train_loader: Batches,
+        val_loader: Batches,
         cfg: Config,
     ) -> None:
         self.cfg = cfg
@@ -66,7 +67,7 @@ class BaseTrainer:
         self.distiller = distiller.to(self.device)
         self._image_layout = prepare(self.distiller, cfg, self.device)
         self.world = World()
-        self.train_loader, self.val_loader = map(self.shard, (train_loader, val_loader))
+        self.train_loader, self.val_loader = self.shard(train_loader), self.shard(val_loader)
         if self.world.size > 1 and self.distiller.relates_images:
             say(
                 f"{type(self.distiller).__name__} relates the images of a batch to one another; "
@@ -103,7 +104,7 @@ class BaseTrainer:
         alone = self.world.size == 1
         for number, data in enumerate(epoch_of(self.train_loader, epoch, start), start):
             fraction = 1.0 if alone else fraction_of(self.train_loader, number)
-            yield Batch(*place(data), step=first + number, fraction=fraction)
+            yield Batch.of(place(data), first + number, fraction)
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
         """Leave the gradient of one step in the parameters' ``grad``, which are None before."""
@@ -129,7 +130,7 @@ class BaseTrainer:
         dtype = next(self.distiller.student.parameters()).dtype
         return partial(to_device, device=self.device, dtype=dtype, layout=self._image_layout)
 
-    def shard(self, loader: Iterable) -> Iterable:
+    def shard(self, loader: Batches) -> Batches:
         """What this process sees of ``loader``.
 
         Raises:
@@ -164,7 +165,7 @@ class BaseTrainer:
         self.optimizer.step()
         return result
 
-    def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
+    def share_streams(self, share: Callable[[Hashable, Batches], Batches]) -> None:
         """Read batches as a member of a fleet.
 
         Args:

@@ -25,6 +25,7 @@ from mdistiller.distillers import Distiller
 from mdistiller.distillers.crossbatch import reference_loss
 from mdistiller.engine.batch import Batch, StepResult, epoch_of
 from mdistiller.engine.runtime.distributed import fraction_of
+from mdistiller.engine.runtime.loaders import Batches
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import READINGS, STEPS, THETAS, CrossBatchWeighting, combined_norms
 from mdistiller.weighting.backward import CE, REF, NothingShared, weigh
@@ -113,10 +114,10 @@ class CrossBatchTrainer(BaseTrainer):
         self,
         experiment_name: str,
         distiller: Distiller,
-        train_loader: Iterable,
-        val_loader: Iterable,
+        train_loader: Batches,
+        val_loader: Batches,
         cfg: Config,
-        auxiliary_loader: Iterable | None = None,
+        auxiliary_loader: Batches | None = None,
     ) -> None:
         super().__init__(experiment_name, distiller, train_loader, val_loader, cfg)
         node = cfg.CROSSBATCH
@@ -135,29 +136,30 @@ class CrossBatchTrainer(BaseTrainer):
         own = partial(reference_loss, distiller.student)
         self._reference_loss = getattr(distiller, "reference_loss", own)
 
-    def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
+    def share_streams(self, share: Callable[[Hashable, Batches], Batches]) -> None:
         super().share_streams(share)
-        if self._draws:
-            loader = self.auxiliary_loader
+        loader = self.auxiliary_loader
+        if self._draws and loader is not None:
             # PERIOD decides how fast the stream is used up.
             key = (self.reference, getattr(loader, "batch_size", None), self.period)
             self.auxiliary_loader = share(key, loader)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        if not self._draws:
+        loader = self.auxiliary_loader
+        if not self._draws or loader is None:
             yield from super().batches(epoch, start)
             return
         # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
         first = self.first_step(epoch)
         drawn = sum(map(self._solves, range(first, first + start)))
-        auxiliary = _endless(self.auxiliary_loader, epoch, drawn)
+        auxiliary = _endless(loader, epoch, drawn)
         place, alone = self.device_transform(), self.world.size == 1
         for batch in super().batches(epoch, start):
             # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
             if self._solves(batch.step):
                 number, data = next(auxiliary)
-                fraction = 1.0 if alone else fraction_of(self.auxiliary_loader, number)
-                batch.auxiliary = Batch(*place(data[:2]), step=batch.step, fraction=fraction)
+                fraction = 1.0 if alone else fraction_of(loader, number)
+                batch.auxiliary = Batch.of(place(data[:2]), batch.step, fraction)
             yield batch
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
@@ -168,6 +170,7 @@ class CrossBatchTrainer(BaseTrainer):
         logits, losses = self.distiller(**batch.inputs(epoch))
         supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
         if not self._solves(batch.step):
+            assert self._weights is not None  # solved for in step 0, or loaded
             self._gradients.backward_weighted((supervised, distillation), self._weights)
             gradients = {"gradient": self.sum_gradients()}
             return StepResult(logits, losses, gradients=gradients, weights=self._weights)
@@ -256,7 +259,7 @@ def _with_keys(text: str, names: Iterable[str]) -> str:
     return " ".join(word.upper() if word in names else word for word in text.split(" "))
 
 
-def _auxiliary_stream(train_loader: Iterable, reference: str, batch_size: int) -> Iterable:
+def _auxiliary_stream(train_loader: Batches, reference: str, batch_size: int) -> Batches:
     method, name = ("stream", AUXILIARY_STREAM)
     if reference == "holdout":
         method, name = ("heldout_stream", HELDOUT_STREAM)
@@ -268,7 +271,7 @@ def _auxiliary_stream(train_loader: Iterable, reference: str, batch_size: int) -
     return getattr(train_loader, method)(name, batch_size or None)
 
 
-def _endless(loader: Iterable, epoch: int, start: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+def _endless(loader: Batches, epoch: int, start: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """Batches of ``loader`` without end from number ``start`` on, as a function of ``epoch``.
 
     Each comes with its number (from 0) in its pass.

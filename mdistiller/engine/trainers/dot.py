@@ -117,7 +117,9 @@ class DOTTrainer(BaseTrainer):
                 f"{solver.MOMENTUM}: both momenta must be in [0, 1), not {momenta}"
             )
 
-    def init_optimizer(self, cfg: Config) -> Optimizer:
+    optimizer: DistillationOrientedTrainer
+
+    def init_optimizer(self, cfg: Config) -> DistillationOrientedTrainer:
         solver = cfg.SOLVER
         return DistillationOrientedTrainer(
             self.distiller.get_learnable_parameters(),

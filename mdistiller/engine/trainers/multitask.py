@@ -50,7 +50,7 @@ class MultitaskTrainer(PairTrainer):
         self.aggregator.load_state_dict(state)
 
 
-def build_aggregator(cfg: Any, like: Tensor | None = None) -> PairAggregator:
+def build_aggregator(cfg: Config, like: Tensor | None = None) -> PairAggregator:
     """The method that ``cfg.MULTITASK`` names, for gradients of the kind of ``like``.
 
     Raises:
