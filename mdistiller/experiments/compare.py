@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -134,9 +135,16 @@ def _train(first: list[Job], others: list[Job], workers: int) -> None:
 
 
 def _collect(cfg_file: str, jobs: Sequence[Job]) -> Cell:
-    results = [job.result() for job in jobs]
+    results = [_result(job) for job in jobs]
     columns = (np.array([r[key] for r in results]) for key in ("last_top1", "best_top1", "seconds"))
     return Cell(cfg_file, *columns)
+
+
+def _result(job: Job) -> dict[str, Any]:
+    result = job.result()
+    if result is None:
+        raise MdistillerError(f"{job.folder} has lost its result.json; run this again")
+    return result
 
 
 def format_table(cells: list[Cell]) -> str:

@@ -149,9 +149,9 @@ class Plan:
             new = {p.id: p for p in self.places if p.id and p.id not in self.jobs}
             folders = find_folders(self.request.prefix, new)
             for id, place in new.items():
-                self.jobs[id] = self._job(place, folders.get(id))
+                self.jobs[id] = self._job(id, place, folders.get(id))
                 if place.source is None:
-                    self._check(place)
+                    self._check(place, self.jobs[id])
                 if id not in self.done and self.jobs[id].result() is not None:
                     self.settle("done", self.jobs[id])
 
@@ -198,55 +198,55 @@ class Plan:
         """
         self.update()
         lacking = {job.id for job in self.needed_teachers}
-        sources = {p.source for p in self.places if p.id is None}
+        sources = {p.source for p in self.places if p.id is None and p.source is not None}
         groups: dict[tuple[str, int], dict[str, Job]] = {}
         for place in self.places:
-            job = self.jobs.get(place.id)
-            if job is None or place.id in self.done or job.failure_file.exists():
+            job = self.jobs[place.id] if place.id else None
+            if job is None or job.id in self.done or job.failure_file.exists():
                 continue
             teacher = self.teachers.get(place.cell.column.pair.teacher)
             if teacher is None or teacher.id not in lacking:
                 if self._write and place.source is not None:
-                    self._restore_weights(place)
-                    self._check(place)
+                    self._restore_weights(job, place.source)
+                    self._check(place, job)
                 group = place.cell.column.pair.key, place.trial
-                groups.setdefault(group, {})[place.id] = job
+                groups.setdefault(group, {})[job.id] = job
         fleets, remarks = plan_fleets(map(list, map(dict.values, groups.values())), fleet_size)
         teachers = (job for job in self.needed_teachers if not job.failure_file.exists())
         ready = [*((job,) for job in teachers), *fleets]
         return Work(ready, frozenset(lacking | sources)), remarks
 
-    def _restore_weights(self, place: Place) -> None:
-        """Write the weights that a run replays to where it reads them."""
-        if "REPLAY.FILE" not in place.opts:
+    def _restore_weights(self, job: Job, source: str) -> None:
+        """Write the weights of run ``source``, if ``job`` replays them, to where it reads them."""
+        if "REPLAY.FILE" not in job.opts:
             return
-        file = Path(self.jobs[place.id].cfg.REPLAY.FILE)
+        file = Path(job.cfg.REPLAY.FILE)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(entry) + "\n" for entry in self.done[place.source].weights)
+            lines = (json.dumps(entry) + "\n" for entry in self.done[source].weights)
             write_text(file, "".join(lines))
 
     # ---- how runs are made ---------------------------------------------------------------
 
-    def _job(self, place: Place, folder: Path | None) -> Job:
+    def _job(self, id: str, place: Place, folder: Path | None) -> Job:
         request, opts = self.request, place.opts
         root = Path(request.prefix) / "runs"
         if folder is None:
             # Not by the row, which is another one in another table that wants the same run.
             column = place.cell.column.pair.key
-            name = f"{place.cell.method.lower()}-{column}-t{place.trial}-{place.id}"
+            name = f"{place.cell.method.lower()}-{column}-t{place.trial}-{id}"
             folder = root / self.table.dataset / name
         if place.source and "REPLAY.FILE" in opts:
             opts = (*opts, "REPLAY.FILE", str(root / "weights" / place.source / WEIGHTS_FILE))
         opts = (*_KEEP_FEW, *opts)
-        return Job.in_folder(place.id, place.cell.cfg_file, opts, folder, place.label)
+        return Job.in_folder(id, place.cell.cfg_file, opts, folder, place.label)
 
-    def _check(self, place: Place) -> None:
+    def _check(self, place: Place, job: Job) -> None:
         """A cell's first trial stands for the others."""
         key = place.key[:2]
-        if key not in self._checked and place.id not in self.done:
+        if key not in self._checked and job.id not in self.done:
             self._checked.add(key)
-            check_config(self.jobs[place.id].cfg)
+            check_config(job.cfg)
 
     @cached_property
     def _networks(self) -> dict[str, Cell]:
@@ -255,7 +255,8 @@ class Plan:
 
     def _plan_teachers(self) -> dict[str, str]:
         """Fill ``teachers`` and ``missing``; returns the files by network."""
-        request, files = self.request, {}
+        request = self.request
+        files: dict[str, str] = {}
         if TEACHER_FILE in request.opts:
             if len(self._networks) > 1:
                 raise ConfigError(

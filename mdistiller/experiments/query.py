@@ -14,6 +14,7 @@ from mdistiller.seeding import derive_seed
 from .derive import derive, scaled_epochs
 from .schema import TEACHER_FILE, Query, Record, settings_of
 from .tables import Cell, Table, build_table
+from .tables.layouts import Derived
 
 SEED = "EXPERIMENT.SEED"
 
@@ -80,7 +81,7 @@ def places(query: Query, done: Mapping[str, Record]) -> list[Place]:
     sources = {place.key: place for place in found}
     for cell in table.cells:
         if cell.row.derived is not None:
-            found += _derived_places(table, cell, query, sources, done)
+            found += _derived_places(table, cell, cell.row.derived, query, sources, done)
     order = {column.key: number for number, column in enumerate(table.columns)}
     return sorted(found, key=lambda place: (place.trial, order[place.cell.column.key]))
 
@@ -106,6 +107,7 @@ def _places_of(table: Table, cell: Cell, query: Query) -> list[Place]:
 def _derived_places(
     table: Table,
     cell: Cell,
+    derived: Derived,
     query: Query,
     sources: Mapping[tuple[str, str, int], Place],
     done: Mapping[str, Record],
@@ -113,17 +115,17 @@ def _derived_places(
     opts, found = cell_opts(query, cell), []
     cfg = load_cfg(cell.cfg_file, opts)
     for trial, seed in _trials(table, cell, query):
-        source = sources.get((cell.row.derived.source, cell.column.key, trial))
+        source = sources.get((derived.source, cell.column.key, trial))
         if source is None:
             raise ConfigError(
-                f"row {cell.row.key} is made of the runs of row {cell.row.derived.source}; add "
-                f"{cell.row.derived.source} to --methods"
+                f"row {cell.row.key} is made of the runs of row {derived.source}; add "
+                f"{derived.source} to --methods"
             )
-        record = done.get(source.id)
+        record = None if source.id is None else done.get(source.id)
         if record is None:
             found.append(Place(cell, trial, seed, None, source=source.id))
             continue
-        own = (*opts, *derive(cell.row.derived.how, record, cfg))
+        own = (*opts, *derive(derived.how, record, cfg))
         settings = settings_of(load_cfg(cell.cfg_file, own))
         found.append(_place(cell, trial, seed, own, settings, source.id))
     return found

@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -90,13 +90,13 @@ class RayBackend:
         self._task = ray.remote(
             num_cpus=cpus, num_gpus=gpus_per_run, max_retries=RETRIES, retry_exceptions=False
         )(_make_task())
-        self._running: dict[Any, tuple[Job, ...]] = {}
+        self._running: dict[Any, Sequence[Job]] = {}
 
     def has_room(self) -> bool:
         """Ray queues what does not fit, and a cluster may grow."""
         return len(self._running) < self.size + _QUEUE
 
-    def start(self, jobs: tuple[Job, ...]) -> None:
+    def start(self, jobs: Sequence[Job]) -> None:
         begin_logs(jobs)
         log = str(jobs[0].log)
         ref = self._task.remote(os.getcwd(), command(jobs), self._variables, log)

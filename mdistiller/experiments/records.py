@@ -69,8 +69,9 @@ def read_queries(folder: str | Path) -> list[Query]:
     found = []
     path = Path(folder) / QUERIES
     for number, line in _lines(path):
+        known: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in line.items()}
         try:
-            found.append(Query(**{k: tuple(v) if type(v) is list else v for k, v in line.items()}))
+            found.append(Query(**known))
         except TypeError as error:
             raise _damaged(path, number, error) from None
     old = (line for path in _files(folder) for _, line in _lines(path) if is_old(line))
@@ -147,7 +148,9 @@ def append_query(folder: str | Path, query: Query) -> bool:
 def _append(path: Path, entry: Record | Query, is_there: Callable[[], bool]) -> bool:
     """Add a line, whole or not at all; processes take turns."""
     try:
-        with claim(path, wait=True) as file:
+        lock = claim(path, wait=True)
+        assert lock is not None  # it has waited
+        with lock as file:
             if is_there():
                 return False
             # What a writer that was killed has left of a line.

@@ -125,9 +125,12 @@ def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) 
         lines.append(f"{job.title:<{width}}  {_state_in_words(job.state, job)}")
     for place in plan.places:
         name = f"{place.label}-{place.id}" if place.id else place.label
-        job = plan.jobs.get(place.id)
-        waits = f"waits for {plan.jobs[place.source].title}" if job is None else ""
-        lines.append(f"{name:<{width}}  {waits or _state_in_words(plan.state(place.id), job)}")
+        if place.id is not None:
+            words = _state_in_words(plan.state(place.id), plan.jobs[place.id])
+        else:
+            assert place.source is not None  # what it is made of, and waits for
+            words = f"waits for {plan.jobs[place.source].title}"
+        lines.append(f"{name:<{width}}  {words}")
     if fleet_size != 1 and work.ready:
         lines += ["", f"{_in_words(work.ready)}; those of a process share batches and teacher:"]
         lines += (f"{len(f):>4}  {f[0].title}" + _to_last(f) for f in work.ready)

@@ -21,7 +21,9 @@ _INTERRUPTED = (130, 143, -2, -15)
 class Backend(Protocol):
     """Where jobs are trained."""
 
-    size: int  # how many processes at a time
+    @property
+    def size(self) -> int:
+        """How many processes run at a time."""
 
     def has_room(self) -> bool: ...
 
@@ -104,10 +106,11 @@ class Runner:
                 ended = self._backend.finished()
                 for job, code in ended:
                     self._finish(job, code)
+                news = bool(ended)
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + _LOOK_ELSEWHERE_SECONDS
-                    ended = self._look_elsewhere() or ended
-                if ended:
+                    news = self._look_elsewhere() or news
+                if news:
                     work = self._ask()
                 elif not self._claims and not self._startable(work) and not self._awaited(work):
                     return self.outcome

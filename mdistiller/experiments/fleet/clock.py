@@ -62,7 +62,7 @@ class SharedTime:
             yield
         finally:
             took = time.monotonic() - began
-            if self._active is not None:
+            if self._active is not None and self._active.since is not None:
                 self._active.since += took
             for clock in self._round:
                 clock.spent += took / len(self._round)

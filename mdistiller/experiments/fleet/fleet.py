@@ -164,6 +164,7 @@ class Fleet:
         self._shared.end_round()
 
     def _advance(self, run: _Running) -> None:
+        assert run.steps is not None and run.trainer is not None
         try:
             run.position = next(run.steps)
         except StopIteration as end:
@@ -205,7 +206,7 @@ class Fleet:
         return InterruptedRun(
             f"stopped by a signal; {saved} of {len(self._running)} trainings are saved at their "
             "step, each says where; the same command continues them",
-            128 + self._stop.signal,
+            128 + (self._stop.signal or 0),
         )
 
 

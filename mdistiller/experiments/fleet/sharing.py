@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from mdistiller.distillers import Distiller
 from mdistiller.engine.batch import DeviceTransform, epoch_of
+from mdistiller.engine.runtime.loaders import Batches
 from mdistiller.engine.runtime.precision import FloatFeatures, same_tensors
 from mdistiller.engine.trainers.base import BaseTrainer
 
@@ -48,7 +49,7 @@ class SharedStream:
 
     def __init__(
         self,
-        loader: Iterable,
+        loader: Batches,
         place: DeviceTransform,
         timed: _Timed,
     ) -> None:
@@ -115,8 +116,8 @@ class SharedTeacher:
     """
 
     def __init__(self, distiller: Distiller, timed: _Timed) -> None:
-        self.teacher = distiller.teacher
-        self._run = distiller.run_teacher or distiller.teacher
+        self.teacher = distiller.own_teacher
+        self._run = distiller.run_teacher or self.teacher
         self._timed = timed
         self._image: Tensor | None = None
         self._answer = _Versioned(None, ())
@@ -139,7 +140,7 @@ class SharedTeacher:
 
     def suits(self, distiller: Distiller) -> bool:
         """Whether ``distiller`` would get the same answers from its own teacher."""
-        return is_frozen(distiller) and _same_weights(distiller.teacher, self.teacher)
+        return is_frozen(distiller) and _same_weights(distiller.own_teacher, self.teacher)
 
     def attach(self, distiller: Distiller) -> None:
         """Let ``distiller`` use this teacher, and free its own."""
@@ -163,7 +164,7 @@ class Shared:
         """Let ``trainer``, whose loaders are those of the other ones, read what they read."""
         place = trainer.device_transform()
 
-        def share(key: Hashable, loader: Iterable) -> StreamReader:
+        def share(key: Hashable, loader: Batches) -> StreamReader:
             if key not in self._streams:
                 self._streams[key] = SharedStream(loader, place, self._timed)
             return self._streams[key].reader()
@@ -191,7 +192,7 @@ def is_frozen(distiller: Distiller) -> bool:
     """Whether no training step changes a distiller's teacher."""
     before = distiller.training
     # OFD.TEACHER_TRAIN_MODE lets the teacher's BatchNorms drift.
-    drifts = any(module.training for module in distiller.train().teacher.modules())
+    drifts = any(module.training for module in distiller.train().own_teacher.modules())
     distiller.train(before)
     return not drifts
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mdistiller.seeding import derive_seed
 
@@ -121,12 +122,12 @@ TEACHERS = {
 }
 
 
-def _weighted(key: str, label: str, reading: str, *opts: object, **more: object) -> Arm:
+def _weighted(key: str, label: str, reading: str, *opts: object, **more: Any) -> Arm:
     opts = ("CROSSBATCH.READING", reading, *opts)
     return Arm(key, label, "crossbatch_kd", opts=opts, **{"family": "weighted", **more})
 
 
-def _regression(key: str, label: str, reference: str, *opts: object, **more: object) -> Arm:
+def _regression(key: str, label: str, reference: str, *opts: object, **more: Any) -> Arm:
     opts = ("CROSSBATCH.REFERENCE", reference, *(opts or _PLAIN))
     more = {"held_out": "reference" if reference == "holdout" else "trained", **more}
     return _weighted(key, label, "regression", *opts, **more)
@@ -136,7 +137,7 @@ _PLAIN = ("CROSSBATCH.STEP", "plain")
 _EQ_9 = ("CROSSBATCH.REFERENCE", "none", "CROSSBATCH.STABILIZE", False)
 
 # Whose length is that of the cross-entropy's gradient, so that its weight must be 1.
-_SUPERVISED = {"family": "supervised", "ce_weight": 1.0}
+_SUPERVISED: dict[str, Any] = {"family": "supervised", "ce_weight": 1.0}
 
 # Cross-entropy weights among which the arm "best_fixed" chooses.
 FIXED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
@@ -213,7 +214,7 @@ class Run:
     @property
     def opts(self) -> list[object]:
         """Overrides of its configuration; without its teacher's file and a source's numbers."""
-        subset_seed = 1000 if self.trial == SELECTION else self.trial + 1
+        subset_seed = 1000 if isinstance(self.trial, str) else self.trial + 1
         opts = [*_COMMON, *self.setting.opts, *self.arm.opts, "SOLVER.LR", self.lr]
         opts += ["EXPERIMENT.SEED", derive_seed(0, "insurance", self.trial) % 2**31]
         opts += ["DATASET.SUBSET_SEED", subset_seed, "LOG.SAVE_CHECKPOINT_FREQ", 1000]
