@@ -3,6 +3,7 @@
 Every run is a folder of its own below --out, as tools/train.py leaves it; runs of a setting and
 trial share a process, a teacher and their batches. What is done is left alone and what was stopped
 goes on where it was, so that the same command continues the study; it stops at SIGINT or SIGTERM.
+With --stage record what is done is added to --records.
 
 example:
   python benchmarks/insurance.py glyphs --data data --out output/insurance --trials 3
@@ -25,29 +26,40 @@ from mdistiller.dataset import get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.run import run_training
+from mdistiller.engine.rundir.files import write_text
 from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.engine.teacher import evaluate
 from mdistiller.errors import InterruptedRun, MdistillerError
 from mdistiller.experiments.fleet.fleet import Fleet, Member, fleet_settings
+from mdistiller.experiments.job import Job
+from mdistiller.experiments.make_record import record_of
+from mdistiller.experiments.records import append_run, read_runs
 from mdistiller.experiments.tables import insurance as study
 from mdistiller.experiments.tables.insurance import Run
 
-RATES_FILE = "learning_rates.json"
-HELD_OUT_FILE = "held_out.json"
+# In result.json, in percent.
+HELD_OUT = "held_out_top1"
+
+# Under which its runs are recorded.
+TABLE = "insurance"
 
 
 class Study:
-    """The runs of one task below a folder.
+    """The runs of one task below a folder, and those on record.
 
     Args:
         data: DATASET.ROOT; the set of the teacher of other fonts is in its subfolder other_fonts.
         out: of all tasks' runs.
+        records: a folder of records; what is on record is done.
     """
 
-    def __init__(self, task: str, data: Path, out: Path) -> None:
-        self.task, self.data, self.out = task, data, out
+    def __init__(self, task: str, data: Path, out: Path, records: Path | None = None) -> None:
+        self.task, self.data, self.out, self.records = task, data, out, records
+        runs = read_runs(records) if records else []
+        ours = (run for run in runs if run.table == TABLE and run.state == "done")
+        self._recorded = {run.result["name"]: run for run in ours}
 
-    # ---- where things are --------------------------------------------------------------------
+    # ---- what is there -----------------------------------------------------------------------
 
     def folder(self, name: str) -> Path:
         return self.out / self.task / name
@@ -55,18 +67,38 @@ class Study:
     def result(self, name: str) -> dict[str, Any] | None:
         """``result.json`` of a run; None while it is not done."""
         file = self.folder(name) / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        if file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))
+        recorded = self._recorded.get(f"{self.task}/{name}")
+        return recorded and recorded.result
+
+    def epochs(self, name: str) -> Sequence[dict[str, Any]]:
+        """``metrics.jsonl`` of a run that is done."""
+        recorded = self._recorded.get(f"{self.task}/{name}")
+        return recorded.epochs if recorded else read_metrics(self.folder(name))
 
     def rates(self) -> dict[str, float]:
-        """The chosen learning rates.
+        """Each family's best learning rate, of two equal ones the lower.
 
         Raises:
-            MdistillerError: they have not been chosen yet.
+            MdistillerError: not all that are to choose from are trained.
         """
-        file = self.out / self.task / RATES_FILE
-        if not file.exists():
-            raise MdistillerError(f"{file}: not there yet; run --stage rates first")
-        return json.loads(file.read_text())
+        best: dict[str, tuple[float, float]] = {}
+        for run in study.selection_runs(self.task):
+            result = self.result(run.name)
+            if result is None:
+                raise MdistillerError(f"{self.task} {run.name} is missing; run --stage rates first")
+            found = (result["last_top1"], -run.lr)
+            best[run.arm.family] = max(found, best.get(run.arm.family, found))
+        return {family: -lr for family, (_, lr) in best.items()}
+
+    def record(self) -> int:
+        """Add all runs that are done to the records; returns how many were new."""
+        new = 0
+        for file in sorted((self.out / self.task).glob("*/result.json")):
+            record = record_of(Job.from_folder(file.parent), "done", TABLE)
+            new += append_run(self.records, record)
+        return new
 
     def config(self, run: Run) -> Any:
         opts = [*run.opts, *self._places(run.name, self.data)]
@@ -84,7 +116,7 @@ class Study:
         """KD's loss weights times the means of A and B over the steps of the source."""
         source = study.ARMS[run.arm.source]
         other = Run(run.task, run.setting, source, run.trial, run.lr)
-        epochs = read_metrics(self.folder(other.name))
+        epochs = self.epochs(other.name)
         steps = sum(e["steps"] for e in epochs)
         a, b = (
             sum(e["crossbatch"][key] * e["steps"] for e in epochs) / steps for key in ("ce", "kd")
@@ -135,7 +167,7 @@ class Study:
             raise MdistillerError(f"failed: {', '.join(failed)}")
 
     def _look_at_held_out(self, run: Run, trained: Any) -> None:
-        """Write the student's accuracy on the held-out images, by which it may be chosen."""
+        """Add the student's accuracy on the held-out images, by which it may be chosen."""
         cfg = trained.clone()
         cfg.defrost()
         cfg.DATASET.VALIDATE = "auto"
@@ -143,20 +175,8 @@ class Study:
         weights = self.folder(run.name) / "student_latest"
         student = load_teacher(self.task, study.STUDENT, classes, str(weights))
         top1, _, _ = evaluate(student, held_out, resolve_device(cfg.SOLVER.DEVICE))
-        (self.folder(run.name) / HELD_OUT_FILE).write_text(json.dumps({"top1": top1}))
-
-    def choose_rates(self) -> None:
-        """Train the selection and write down each family's best rate, of two equal the lower."""
-        file = self.out / self.task / RATES_FILE
-        if file.exists():
-            return
-        runs = study.selection_runs(self.task)
-        self.train(runs)
-        best: dict[str, tuple[float, float]] = {}
-        for run in runs:
-            found = (self.result(run.name)["last_top1"], -run.lr)
-            best[run.arm.family] = max(found, best.get(run.arm.family, found))
-        file.write_text(json.dumps({family: -lr for family, (_, lr) in best.items()}, indent=1))
+        result = {**self.result(run.name), HELD_OUT: top1}
+        write_text(self.folder(run.name) / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def _fleets(runs: Iterable[tuple[Run, Any]]) -> list[list[tuple[Run, Any]]]:
@@ -172,6 +192,9 @@ def _fleets(runs: Iterable[tuple[Run, Any]]) -> list[list[tuple[Run, Any]]]:
     return [members for _, members in found]
 
 
+STAGES = ("teachers", "rates", "runs", "record")
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -179,23 +202,31 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("task", choices=study.TASKS)
     parser.add_argument("--data", type=Path, default=Path("data"), help="DATASET.ROOT")
     parser.add_argument("--out", type=Path, default=Path("output/insurance"))
-    parser.add_argument("--stage", choices=("teachers", "rates", "runs"), default="runs")
+    parser.add_argument("--records", type=Path, help="folder of records, e.g. results")
+    parser.add_argument("--stage", choices=STAGES, default="runs")
     parser.add_argument("--trials", type=int, default=study.TRIALS, help="so many, from the first")
     parser.add_argument("--settings", nargs="+", choices=study.SETTINGS, default=study.MAIN)
     parser.add_argument("--arms", nargs="+", choices=study.ARMS, default=study.KEY_ARMS)
     parser.add_argument("--dry-run", action="store_true", help="print the runs and whether done")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.stage == "record" and not args.records:
+        parser.error("--stage record needs --records")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    whole = Study(args.task, args.data, args.out)
+    whole = Study(args.task, args.data, args.out, args.records)
+    if args.stage == "record":
+        print(f"{whole.record()} new runs in {args.records}")
+        return
     if args.stage == "teachers":
         for key in dict.fromkeys(study.SETTINGS[s].teacher for s in args.settings):
             whole.train_teacher(key)
         return
     if args.stage == "rates":
-        whole.choose_rates()
+        whole.train(study.selection_runs(args.task))
+        print(whole.rates())
         return
     rates = dict.fromkeys(study.FAMILIES, 0.0) if args.dry_run else whole.rates()
     runs = list(study.runs(args.task, rates, args.settings, args.arms, range(args.trials)))

@@ -7,14 +7,13 @@ example:
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from insurance import HELD_OUT_FILE, Study
+from insurance import HELD_OUT, Study
 from scipy import stats
 
 from mdistiller.cli import exit_on_error
@@ -106,11 +105,10 @@ class Found:
         found = {}
         for trial in range(study.TRIALS):
             names = [self._name(setting, f"fixed{x}", trial) for x in study.FIXED]
-            files = [self._whole.folder(name) / HELD_OUT_FILE for name in names]
-            if all(file.exists() for file in files):
-                held_out = [json.loads(file.read_text())["top1"] for file in files]
-                chosen = names[int(np.argmax(held_out))]
-                found[trial] = self._whole.result(chosen)["last_top1"]
+            results = [self._whole.result(name) for name in names]
+            if all(result and HELD_OUT in result for result in results):
+                chosen = int(np.argmax([result[HELD_OUT] for result in results]))
+                found[trial] = results[chosen]["last_top1"]
         return found
 
     def _choose_scale(self) -> str:
@@ -202,8 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("output/insurance"))
+    parser.add_argument("--records", type=Path, help="folder of records, e.g. results")
     args = parser.parse_args(argv)
-    tasks = {task: Found(Study(task, Path(), args.out)) for task in study.TASKS}
+    tasks = {task: Found(Study(task, Path(), args.out, args.records)) for task in study.TASKS}
     arms = [a for a in study.ARMS if not a.startswith("fixed")] + [study.BEST_FIXED]
     for task, found in tasks.items():
         print(f"\n{task}: top-1 in % of the last epoch, mean ± sample deviation (trials)\n")

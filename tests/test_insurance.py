@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -118,15 +117,28 @@ def test_the_study_trains_what_it_says(trained):
 
 
 def test_the_best_fixed_weights_are_chosen_on_held_out_images(trained):
-    held_out = {
-        x: json.loads((trained.folder(f"clean-fixed{x}-t0") / "held_out.json").read_text())["top1"]
-        for x in study.FIXED
-    }
+    held_out = {x: trained.result(f"clean-fixed{x}-t0")["held_out_top1"] for x in study.FIXED}
     chosen = max(held_out, key=held_out.get)
     found = report.Found(trained).trials("clean", study.BEST_FIXED)
     assert found == {0: trained.result(f"clean-fixed{chosen}-t0")["last_top1"]}
     table = "\n".join(report.means_table(report.Found(trained), ["kd", study.BEST_FIXED]))
     assert f"| `kd` | {trained.result('clean-kd-t0')['last_top1']:.2f} (1) |" in table
+
+
+def test_records_stand_in_for_the_folders(trained, tmp_path):
+    place = ["digits", "--out", str(trained.out), "--records", str(tmp_path)]
+    insurance.main([*place, "--stage", "record"])
+    elsewhere = insurance.Study("digits", Path("data"), tmp_path / "nothing", tmp_path)
+    assert elsewhere.rates() == trained.rates()
+    for arm in ("kd", study.BEST_FIXED):
+        there = report.Found(elsewhere).trials("clean", arm)
+        assert there == report.Found(trained).trials("clean", arm) != {}
+    assert elsewhere.epochs("clean-kd-t0")[0]["epoch"] == 1
+    elsewhere.train(list(study.runs("digits", trained.rates(), ("clean",), ("kd",), range(1))))
+    assert not (tmp_path / "nothing").exists()
+    assert insurance.Study("digits", Path("data"), trained.out, tmp_path).record() == 0
+    with pytest.raises(SystemExit):
+        insurance.main(["digits", "--stage", "record"])
 
 
 def test_a_claim_is_not_tested_before_all_trials_are_there(trained):
