@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mdistiller.dataset import ContrastiveSettings, FolderLoader
-from mdistiller.dataset._folder import _open_folder
+from mdistiller.dataset._files import ImageFiles
 from mdistiller.dataset.tiny_imagenet import train_transform, val_transform
 from mdistiller.distillers import CRD
 from mdistiller.engine import trainer_dict
@@ -51,13 +51,13 @@ def with_folder(trainer, images, workers: int):
     shared = {"num_workers": workers, "pin_memory": False}
     loaders = (
         FolderLoader(
-            _open_folder(images / "train", train_transform()),
+            ImageFiles(images / "train", train_transform()),
             8,
             train=True,
             contrast=contrast,
             **shared,
         ),
-        FolderLoader(_open_folder(images / "val", val_transform()), 8, train=False, **shared),
+        FolderLoader(ImageFiles(images / "val", val_transform()), 8, train=False, **shared),
     )
     cls = type(trainer)
     return cls("run", trainer.distiller, *loaders, trainer.cfg)
