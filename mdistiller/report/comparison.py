@@ -61,9 +61,11 @@ def compare(results: Results, pairs: Iterable[tuple[Row, Row]], rule: str) -> li
         gaps = both[f"{rule}_top1"] - both[f"{rule}_top1_2"]
         # In the order of the columns, as the runs are.
         differences = {k: g.to_numpy() for k, g in gaps.groupby(both["column"], sort=False)}
-        if differences:
-            intervals = {key: mean_interval([values]) for key, values in differences.items()}
-            pooled, signs = mean_interval(list(differences.values())), sign_test(gaps)
+        pooled = mean_interval(list(differences.values()))
+        if pooled is not None:
+            each = {key: mean_interval([values]) for key, values in differences.items()}
+            intervals = {key: interval for key, interval in each.items() if interval is not None}
+            signs = sign_test(gaps.to_numpy())
             found.append(Comparison(row, other, differences, intervals, pooled, signs))
     return found
 

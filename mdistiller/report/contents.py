@@ -168,7 +168,7 @@ def _details(
 
 
 def _dynamics(results: Results, pictures: Mapping[str, Picture]) -> Iterator[Block]:
-    found = [*dynamics_tables(results)]
+    found: list[Block] = [*dynamics_tables(results)]
     found += [pictures[name] for name in ("weights", "cosines") if name in pictures]
     if found:
         yield Heading("Weights and gradients over training")

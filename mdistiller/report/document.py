@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -159,7 +159,7 @@ def _latex_table(table: Table) -> str:
 def _html_table(table: Table) -> str:
     frame, labels = _flat(table, str)
     # Else line breaks would be shown as \n, and long texts cut.
-    as_they_are = [str] * frame.shape[1]
+    as_they_are: list[Callable[[object], str]] = [str] * frame.shape[1]
     with pd.option_context("display.max_colwidth", None):
         return frame.to_html(
             index=False, border=0, classes=f"labels{labels}", formatters=as_they_are

@@ -126,7 +126,7 @@ def _row(state: str, settings: Mapping[str, Any], **known: Any) -> dict[str, Any
 def folder_run(path: Path, run_id: str = "") -> dict[str, Any]:
     """The run in a folder, as a row; damage makes it "broken", never an exception."""
     settings: dict[str, Any] = {}
-    known = {"folder": path, "id": run_id}
+    known: dict[str, Any] = {"folder": path, "id": run_id}
     try:
         settings = _settings(path / "config.yaml")
         if (path / "result.json").exists():
@@ -170,7 +170,8 @@ def _settings(path: Path) -> dict[str, Any]:
         return {}
     try:
         nested = yaml.safe_load(_read(path))
-        return pd.json_normalize(nested).iloc[0].to_dict()
+        flat = pd.json_normalize(nested).iloc[0].to_dict()
+        return {str(key): value for key, value in flat.items()}
     except (yaml.YAMLError, NotImplementedError, AttributeError, IndexError):
         raise Damage("config.yaml: damaged") from None
 

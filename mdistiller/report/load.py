@@ -83,7 +83,8 @@ def load_all(records: str | Path) -> list[Results]:
     Raises:
         DataError: there is none, or the records are damaged.
     """
-    runs, tables = read_runs(records), {}
+    runs = read_runs(records)
+    tables: dict[tuple[str, str], list[Query]] = {}
     for query in read_queries(records):
         tables.setdefault((query.table, query.dataset), []).append(query)
     order = {name: (name not in STUDY, number) for number, name in enumerate(TABLES)}
@@ -132,9 +133,10 @@ def _results(
     root = (prefix or records) / name / dataset
     lines = []
     for (row, column, trial), place in asked.items():
-        path = folders.get(place.id, root / f"{place.label}-{place.id}")
-        known = ended.get(place.id)
-        line = recorded_run(known, path) if known else folder_run(path, place.id or "")
+        id = place.id or ""
+        path = folders.get(id, root / f"{place.label}-{place.id}")
+        known = ended.get(id)
+        line = recorded_run(known, path) if known else folder_run(path, id)
         lines.append({**line, "row": row, "column": column, "trial": trial, "seed": place.seed})
     table = _union([table_of(query) for query in queries])
     return Results(
@@ -163,7 +165,7 @@ def _command(query: Query, records: Path) -> str:
     usual = build_table(query.table, query.dataset)
     pairs = query.pairs if query.pairs != tuple(c.pair.key for c in usual.columns) else ()
     everything = {row.key for row in usual.rows} <= set(query.methods)
-    options = {
+    options: dict[str, Sequence[object]] = {
         "--dataset": [query.dataset],
         "--trials": [query.trials],
         "--epochs": [query.epochs],
@@ -196,9 +198,9 @@ def _of_plan(path: Path) -> Results:
             for run in cell["runs"]
         ]
         printed = {(c["row"], c["column"]): c["printed"] for c in plan["cells"] if c["printed"]}
-        named = (plan[key] for key in ("table", "title", "dataset", "kind"))
+        name, title, dataset, kind = (plan[key] for key in ("table", "title", "dataset", "kind"))
         runs = in_order(run_frame(lines), rows, columns)
-        return Results(path.parent, *named, rows, columns, runs, printed)
+        return Results(path.parent, name, title, dataset, kind, rows, columns, runs, printed)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); run tools/reproduce.py again") from None
 

@@ -57,7 +57,7 @@ class Results:
 
     @cached_property
     def _rows(self) -> dict[str, pd.DataFrame]:
-        return dict(list(self.done.groupby("row", sort=False)))
+        return {str(row): runs for row, runs in self.done.groupby("row", sort=False)}
 
     def row(self, key: str) -> pd.DataFrame:
         """The complete runs of a row, by columns and trials."""
@@ -65,7 +65,8 @@ class Results:
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str], pd.DataFrame]:
-        return dict(list(self.done.groupby(["row", "column"], sort=False)))
+        cells = self.done.groupby(["row", "column"], sort=False)
+        return {(str(row), str(column)): runs for (row, column), runs in cells}
 
     def cell(self, row: str, column: str) -> pd.DataFrame:
         """The complete runs of a cell, in the order of the trials."""
@@ -98,12 +99,13 @@ class Results:
     @property
     def compared(self) -> list[tuple[Row, Row]]:
         """Every row that has a baseline, with it."""
-        return [(row, self.baseline(row)) for row in self.rows if self.baseline(row)]
+        return [(row, other) for row in self.rows if (other := self.baseline(row))]
 
     @property
     def states(self) -> dict[str, int]:
         """How many runs are in each of :data:`~.frame.STATES`."""
-        return self.runs["state"].value_counts().reindex(STATES, fill_value=0).to_dict()
+        counts = self.runs["state"].value_counts().reindex(STATES, fill_value=0)
+        return {state: int(counts[state]) for state in STATES}
 
     @property
     def comparable(self) -> bool:

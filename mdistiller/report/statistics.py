@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
+Values = Sequence[float] | np.ndarray
+
 LEVEL = 0.95
 # What grids are to tell apart: half the length of an interval, in percentage points.
 HALF_WIDTH = 0.15
@@ -26,13 +28,13 @@ class Spread:
     n: int
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def spread(values: Values) -> Spread | None:
     """None of no values."""
-    values = np.asarray(values, dtype=float)
-    if len(values) == 0:
+    found = np.asarray(values, dtype=float)
+    if len(found) == 0:
         return None
-    deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return Spread(float(values.mean()), deviation, len(values))
+    deviation = float(found.std(ddof=1)) if len(found) > 1 else math.nan
+    return Spread(float(found.mean()), deviation, len(found))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Interval:
         return (self.high - self.low) / 2
 
 
-def welch(variances: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+def welch(variances: Values, counts: Sequence[int] | np.ndarray) -> tuple[float, float]:
     """Standard error of the mean over C groups of their means, and its degrees of freedom.
 
     ``sqrt(sum v_c) / C`` and ``(sum v_c)^2 / sum (v_c^2 / (n_c - 1))`` with ``v_c = s_c^2 / n_c``
@@ -68,12 +70,12 @@ def welch(variances: Sequence[float], counts: Sequence[int]) -> tuple[float, flo
         variances: s_c^2 of each group, divisor n - 1, [C].
         counts: n_c of each group, 2 or more, [C].
     """
-    counts = np.asarray(counts)
-    each = np.asarray(variances) / counts
+    n = np.asarray(counts)
+    each = np.asarray(variances) / n
     total = float(each.sum())
     if total == 0:
         return 0.0, math.nan
-    df = 1 / float(np.sum((each / total) ** 2 / (counts - 1)))
+    df = 1 / float(np.sum((each / total) ** 2 / (n - 1)))
     return math.sqrt(total) / len(each), df
 
 
@@ -82,7 +84,7 @@ def t_reach(error: float, df: float) -> float:
     return float(special.stdtrit(df, (1 + LEVEL) / 2)) * error
 
 
-def mean_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
+def mean_interval(groups: Sequence[Values]) -> Interval | None:
     """The mean over groups of each group's mean paired difference, with its interval.
 
     Groups (pairs of networks) have seeds of their own, so their trials are independent, and each
@@ -93,23 +95,23 @@ def mean_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
     Args:
         groups: paired differences, [C][n_c]; empty groups are left out.
     """
-    groups = [np.asarray(g, dtype=float) for g in groups if len(g)]
-    if not groups:
+    filled = [np.asarray(g, dtype=float) for g in groups if len(g)]
+    if not filled:
         return None
-    n = sum(map(len, groups))
-    mean = float(np.mean([g.mean() for g in groups]))
-    if min(map(len, groups)) < 2:
+    n = sum(map(len, filled))
+    mean = float(np.mean([g.mean() for g in filled]))
+    if min(map(len, filled)) < 2:
         return Interval(mean, math.nan, math.nan, math.nan, math.nan, n)
-    error, df = welch([g.var(ddof=1) for g in groups], [len(g) for g in groups])
+    error, df = welch([g.var(ddof=1) for g in filled], [len(g) for g in filled])
     # Equal differences may leave rounding noise as their deviation.
-    if error <= 1e-12 * max(np.abs(np.concatenate(groups)).max(), 1e-300):
+    if error <= 1e-12 * max(np.abs(np.concatenate(filled)).max(), 1e-300):
         return Interval(mean, mean, mean, math.nan, math.nan, n)
     reach = t_reach(error, df)
     p = float(2 * stats.t.sf(abs(mean) / error, df))
     return Interval(mean, mean - reach, mean + reach, df, p, n)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Values) -> list[float]:
     """p values adjusted for their number by Holm's step-down rule; NaN counts as 1 and stays NaN.
 
     With adjusted values below a level taken as findings, the chance of one false finding or more
@@ -134,39 +136,41 @@ class Signs:
     p: float
 
 
-def sign_test(differences: Sequence[float]) -> Signs:
+def sign_test(differences: Values) -> Signs:
     """Exact two-sided sign test: better or worse is a fair coin, ties are left out.
 
     p is NaN where nothing but ties is left.
     """
-    differences = np.asarray(differences, dtype=float)
-    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    found = np.asarray(differences, dtype=float)
+    better, worse = int((found > 0).sum()), int((found < 0).sum())
     n = better + worse
     p = float(stats.binomtest(better, n, 0.5).pvalue) if n else math.nan
-    return Signs(better, worse, len(differences) - n, p)
+    return Signs(better, worse, len(found) - n, p)
 
 
 # ---- power -----------------------------------------------------------------------------------
 
 
-def pooled_deviation(groups: Sequence[Sequence[float]]) -> float:
+def pooled_deviation(groups: Sequence[Values]) -> float:
     """Root of the mean variance (divisor n - 1) over groups of two values or more each."""
     return float(np.sqrt(np.mean([np.var(g, ddof=1) for g in groups])))
 
 
-def expected_half_width(groups: Sequence[Sequence[float]], counts: int | Sequence[int]) -> float:
+def expected_half_width(
+    groups: Sequence[Values], counts: int | Sequence[int] | np.ndarray
+) -> float:
     """Half-width of the interval of :func:`mean_interval` with other numbers of trials.
 
     Args:
         groups: paired differences, [C][n at hand], two or more in each, whose deviations count.
         counts: trials n_c of each group, [C], or of every group; 2 or more.
     """
-    variances = [np.var(g, ddof=1) for g in groups]
+    variances = np.array([np.var(g, ddof=1) for g in groups])
     error, df = welch(variances, np.broadcast_to(np.asarray(counts), len(groups)))
     return t_reach(error, df) if error else 0.0
 
 
-def trials_needed(groups: Sequence[Sequence[float]], width: float = HALF_WIDTH) -> int | None:
+def trials_needed(groups: Sequence[Values], width: float = HALF_WIDTH) -> int | None:
     """The smallest number of trials a group with :func:`expected_half_width` <= ``width``.
 
     Found by trying, since t itself depends on n.
@@ -182,9 +186,7 @@ def trials_needed(groups: Sequence[Sequence[float]], width: float = HALF_WIDTH) 
     return tried[index] if index < len(tried) else None
 
 
-def trials_to_add(
-    groups: Sequence[Sequence[float]], width: float = HALF_WIDTH
-) -> tuple[int, ...] | None:
+def trials_to_add(groups: Sequence[Values], width: float = HALF_WIDTH) -> tuple[int, ...] | None:
     """Trial counts with :func:`expected_half_width` <= ``width``, no less than those at hand.
 
     Each further trial goes where it narrows the interval most, which is fewer trials than the

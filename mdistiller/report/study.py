@@ -65,9 +65,10 @@ def choices(results: Results) -> list[Choice]:
     rows = [row for row in results.rows if row.variant == SELECTION]
     found = []
     for column in results.columns:
-        scores = {row.x: spread(results.top1(row.key, column.key, "last")) for row in rows}
-        if scores and None not in scores.values():
-            best = max(scores, key=lambda x: (scores[x].mean, -x))
+        tried = [(row.x, spread(results.top1(row.key, column.key, "last"))) for row in rows]
+        scores = {x: held for x, held in tried if x is not None and held is not None}
+        if scores and all(held for _, held in tried):
+            best, _ = max(scores.items(), key=lambda item: (item[1].mean, -item[0]))
             found.append(Choice(column, best, scores))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -55,7 +56,9 @@ def accuracy_table(results: Results, rule: str) -> Table:
         spreads = [spread(results.top1(row.key, key, rule)) for key in keys]
         means = np.array([s.mean if s else np.nan for s in spreads])
         paper = np.array([results.printed.get((row.key, key), np.nan) for key in keys])
-        kinds = {"measured": (means, map(numbers.accuracy, spreads))}
+        kinds: dict[str, tuple[np.ndarray, Iterable[str]]] = {
+            "measured": (means, map(numbers.accuracy, spreads))
+        }
         if printed:
             gaps = means - paper
             kinds["paper"] = paper, map(or_blank, paper)
@@ -77,9 +80,9 @@ def accuracy_table(results: Results, rule: str) -> Table:
 def state_table(results: Results) -> Table:
     """How many runs of each row are in which state."""
     totals = results.states
-    counts = pd.crosstab(results.runs["row"], results.runs["state"])
+    counts = Counter(zip(results.runs["row"], results.runs["state"], strict=True))
     lines = [
-        (row.label, *(str(counts.get(s, {}).get(row.key, 0) or "") for s in totals))
+        (row.label, *(str(counts[row.key, state] or "") for state in totals))
         for row in results.rows
     ]
     lines.append(("all", *map(str, totals.values())))

@@ -158,7 +158,10 @@ def collect(
         for network, part in zip(networks, parts, strict=True):
             logits, features = network(image)
             part.append((features["pooled_feat"].flatten(1).cpu(), logits.cpu()))
-    return torch.cat(labels), [tuple(map(torch.cat, zip(*part, strict=True))) for part in parts]
+    return torch.cat(labels), [
+        (torch.cat([one for one, _ in part]), torch.cat([other for _, other in part]))
+        for part in parts
+    ]
 
 
 def _check_useful(network: Responses) -> None:
@@ -223,12 +226,12 @@ def _scatter_named(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: 
     for number in range(classes):
         own = points[labels == number]
         group, colour = divmod(number, len(COLOURS))
-        style = {"color": COLOURS[colour], "marker": _MARKERS[group]}
-        axes.scatter(*own.T, s=14, linewidths=0, label=str(number), **style)
+        style: dict[str, Any] = {"color": COLOURS[colour], "marker": _MARKERS[group]}
+        axes.scatter(own[:, 0], own[:, 1], s=14, linewidths=0, label=str(number), **style)
         if len(own):
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "lw": 0}
-            middle = np.median(own, axis=0)
-            axes.text(*middle, str(number), ha="center", va="center", weight="bold", bbox=box)
+            x, y = np.median(own, axis=0)
+            axes.text(x, y, str(number), ha="center", va="center", weight="bold", bbox=box)
 
 
 def draw_difference(difference: np.ndarray, title: str) -> Figure:

@@ -83,7 +83,7 @@ def differences(results: Results, rule: str) -> Figure | None:
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.set_xlabel("percentage points")
-        _share_scale(grid.flat[: len(found)])
+        _share_scale(list(grid.flat[: len(found)]))
         for axes in grid.flat[len(found) :]:
             axes.set_axis_off()
     return figure

@@ -9,12 +9,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ..frame import common, curve
 from ..results import Results
 from ..tables import COSINES, WEIGHTS
-from .style import GREY, draw_band, integer_ticks, legend, panels, row_styles, styled
+from .style import (
+    GREY,
+    draw_band,
+    integer_ticks,
+    is_first_column,
+    legend,
+    panels,
+    row_styles,
+    styled,
+    x_of,
+)
 
 ACCURACY = "test top-1 in %"
 # Shorter trainings have no end that could be told from their start.
@@ -82,7 +91,7 @@ def _over_epochs(
                         epochs = np.arange(1, values.shape[1] + 1)
                         shown = values.mean(axis=0, keepdims=True) if crowded else values
                         draw_band(axes, epochs, shown, styles[row.key], row.label)
-                if axes.get_subplotspec().is_first_col():
+                if is_first_column(axes):
                     axes.set_ylabel(label)
                 if key == "conflict":
                     axes.set_ylim(bottom=0)
@@ -96,12 +105,13 @@ def _over_epochs(
 def _enlarge_end(axes: Axes) -> None:
     """Show the last quarter of the lines."""
     for line in axes.get_lines():
-        line.set_markevery(max(1, len(line.get_xdata()) // 32))
-    last = max(line.get_xdata()[-1] for line in axes.get_lines())
+        line.set_markevery(max(1, len(x_of(line)) // 32))
+    last = max(float(x_of(line)[-1]) for line in axes.get_lines())
     start = last - last / 4
     axes.set_xlim(start, last + (last - start) / 30)
-    drawn = map(Line2D.get_data, axes.get_lines())
-    values = np.concatenate([np.asarray(y)[np.asarray(x) >= start] for x, y in drawn])
+    values = np.concatenate(
+        [np.asarray(line.get_ydata())[x_of(line) >= start] for line in axes.get_lines()]
+    )
     margin = max(0.2 * float(values.max() - values.min()), 0.25)
     axes.set_ylim(values.min() - margin, values.max() + margin)
 
@@ -141,7 +151,7 @@ def equal_time(results: Results, rule: str) -> Figure | None:
             _draw_times(results, own, axes, size)
             axes.set_xlabel(f"training time in {unit}")
             axes.set_xlim(left=0)
-            if axes.get_subplotspec().is_first_col():
+            if is_first_column(axes):
                 axes.set_ylabel(ACCURACY)
         legend(figure, [own[0] for own in grid])
     return figure

@@ -28,11 +28,10 @@ def sensitivity_relative(results: Results, rule: str) -> Figure | None:
         }
         lines.append((column.label, {x: v for x, v in differences.items() if v}))
     label = f"top-1 minus that at {EQUAL} : {1 - EQUAL}, percentage points"
-    axes = _draw(lines, label)
-    if axes is None:
-        return None
-    axes.axhline(0, color=GREY, linewidth=0.9)
-    return axes.figure
+    figure, axes = _draw(lines, label)
+    if axes is not None:
+        axes.axhline(0, color=GREY, linewidth=0.9)
+    return figure
 
 
 def sensitivity_absolute(results: Results, rule: str) -> Figure | None:
@@ -44,11 +43,9 @@ def sensitivity_absolute(results: Results, rule: str) -> Figure | None:
         (column.label, {x: list(v.values()) for x, v in accuracies(results, column, rule).items()})
         for column in _lines(results)
     ]
-    axes = _draw(lines, "test top-1 in %")
-    if axes is None:
-        return None
-    if any(row.method == "KD" for row in results.rows if row.x is not None):
-        return axes.figure
+    figure, axes = _draw(lines, "test top-1 in %")
+    if axes is None or any(row.method == "KD" for row in results.rows if row.x is not None):
+        return figure
     with styled():
         upper = axes.secondary_xaxis("top")
         upper.spines["top"].set_visible(True)
@@ -56,14 +53,15 @@ def sensitivity_absolute(results: Results, rule: str) -> Figure | None:
         names = [f"{x / EQUAL:.1f} : {(1 - x) / EQUAL:.1f}" for x in places]
         upper.set_xticks(places, names, fontsize=7.5)
         upper.set_xlabel("factors on the method's own weights, ce : kd")
-    return axes.figure
+    return figure
 
 
 def accuracies(results: Results, column: Column, rule: str) -> dict[float, dict[int, float]]:
     """Top-1 in percent of every trial at every weight of cross-entropy."""
+    weighted = [(row.x, row) for row in results.rows if row.x is not None]
     return {
-        row.x: dict(zip(runs["trial"], runs[f"{rule}_top1"], strict=True))
-        for row in sorted((r for r in results.rows if r.x is not None), key=lambda r: r.x)
+        x: dict(zip(runs["trial"], runs[f"{rule}_top1"], strict=True))
+        for x, row in sorted(weighted, key=lambda pair: pair[0])
         if len(runs := results.cell(row.key, column.key))
     }
 
@@ -72,12 +70,15 @@ def _lines(results: Results) -> tuple[Column, ...]:
     return results.columns if any(row.x is not None for row in results.rows) else ()
 
 
-def _draw(lines: list[tuple[str, dict[float, list[float]]]], label: str) -> Axes | None:
-    """Mean and sample deviation at each weight; None if no line has two of them."""
+def _draw(
+    lines: list[tuple[str, dict[float, list[float]]]], label: str
+) -> tuple[Figure, Axes] | tuple[None, None]:
+    """Mean and sample deviation at each weight; nothing if no line has two of them."""
     if not any(len(points) > 1 for _, points in lines):
-        return None
+        return None, None
     with styled():
-        axes = Figure(figsize=_SIZE, layout="constrained").subplots()
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.subplots()
         places = sorted({x for _, points in lines for x in points})
         for number, (name, points) in enumerate(lines):
             if not points:
@@ -86,10 +87,10 @@ def _draw(lines: list[tuple[str, dict[float, list[float]]]], label: str) -> Axes
             shift = 0.006 * (number - (len(lines) - 1) / 2)
             x = np.array(list(points)) + shift
             mean = [np.mean(v) for v in points.values()]
-            bars = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in points.values()]
+            bars = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in points.values()]
             style = line_style(number)
             axes.errorbar(x, mean, yerr=bars, label=name, capsize=3, elinewidth=1, **style)
         axes.set_xticks(places, [f"{x:.1f} : {1 - x:.1f}" for x in places], fontsize=8)
         axes.set(xlabel="weights of the losses, ce : kd", ylabel=label)
         axes.legend(handlelength=3)
-    return axes
+    return figure, axes

@@ -9,8 +9,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..palette import COLOURS, MARKERS
@@ -22,7 +24,7 @@ GREY = "#50565e"
 MAX_ACROSS = 4
 PANEL = (3.3, 2.6)
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -113,8 +115,8 @@ def panels(titles: Sequence[str], rows_each: int = 1) -> tuple[Figure, list[list
     across = _across(len(titles))
     blocks = -(-len(titles) // across)
     size = PANEL[0] * max(across, 2), PANEL[1] * blocks * rows_each + 0.5
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.07)
+    figure = Figure(figsize=size)
+    figure.set_layout_engine("constrained", h_pad=0.07)
     grid = figure.subplots(blocks * rows_each, across, squeeze=False)
     found = []
     for i, title in enumerate(titles):
@@ -136,7 +138,7 @@ def _across(count: int) -> int:
 
 def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend for all panels, above them; a name that occurs often is there once."""
-    handles = {}
+    handles: dict[str, Artist] = {}
     for one in axes:
         for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
@@ -151,7 +153,11 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + _LEGEND_LINE * max(0, rows - _LEGEND_ROWS))
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=columns, handlelength=3
+        list(handles.values()),
+        list(handles),
+        loc="outside upper center",
+        ncols=columns,
+        handlelength=3,
     )
 
 
@@ -169,9 +175,19 @@ def draw_band(
         axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
 
 
+def x_of(line: Line2D) -> np.ndarray:
+    """Where the points of a line are, [points]."""
+    return np.asarray(line.get_xdata(), dtype=float)
+
+
+def is_first_column(axes: Axes) -> bool:
+    """Whether a panel of :func:`panels` stands at the left."""
+    place = axes.get_subplotspec()
+    return place is not None and place.is_first_col()
+
+
 def integer_ticks(axes: Axes) -> None:
     """Ticks at whole epochs only, also where there is but one."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    lines = [line.get_xdata() for line in axes.get_lines()]
-    if lines and max(map(len, lines)) == 1:
+    if max((len(x_of(line)) for line in axes.get_lines()), default=0) == 1:
         axes.set_xlim(0.5, 1.5)
