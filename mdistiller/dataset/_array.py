@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mdistiller.config import Config
 from mdistiller.device import resolve_device
 from mdistiller.errors import DataError
 
@@ -112,6 +112,8 @@ class ArrayLoader(Loader):
         batch_size, train, seed, contrast: as in :class:`Loader`.
     """
 
+    dataset: ImageArray
+
     def __init__(
         self,
         dataset: ImageArray,
@@ -173,7 +175,7 @@ def _windows(dataset: ImageArray) -> Tensor:
 
 
 def array_loaders(
-    cfg: Any, train: ImageArray, val: ImageArray, recipe: Recipe
+    cfg: Config, train: ImageArray, val: ImageArray, recipe: Recipe
 ) -> tuple[ArrayLoader, ArrayLoader, int, int]:
     """What ``get_dataset`` returns, for two sets in memory.
 
@@ -181,9 +183,11 @@ def array_loaders(
         DataError: more images are to be chosen or held out than there are.
     """
     chosen = select(cfg, train.targets)
-    heldout = None if chosen.holdout is None else train.take(chosen.holdout)
-    if validates_on_heldout(cfg):
-        val = train.take(chosen.holdout, padding=0)
+    heldout = None
+    if chosen.holdout is not None:
+        heldout = train.take(chosen.holdout)
+        if validates_on_heldout(cfg):
+            val = train.take(chosen.holdout, padding=0)
     targets, wrong = noisy_targets(cfg, train.targets, train.num_classes, chosen)
     train = ImageArray(train.images, targets, train.num_classes, train.padding)
     if chosen.train is not None:

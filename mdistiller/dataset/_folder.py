@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from mdistiller.config import Config
 from mdistiller.device import resolve_device
 from mdistiller.errors import DataError, MdistillerError, explained
 from mdistiller.seeding import derive_seed
@@ -42,7 +43,10 @@ class FolderLoader(Loader):
 
     Raises:
         DataError: while iterating, for an image that cannot be read.
+        ValueError: while iterating, for a folder without a transform.
     """
+
+    dataset: ImageFiles
 
     def __init__(
         self,
@@ -149,7 +153,9 @@ class _SeededPass(Dataset):
     """The items (image, target, index) of one pass over an image folder."""
 
     def __init__(self, folder: ImageFiles, seed_names: tuple[Any, ...]) -> None:
-        self.folder = folder
+        if folder.transform is None:
+            raise ValueError(f"{folder.root}: a loader needs images with a transform")
+        self.folder, self.transform = folder, folder.transform
         self.seed_names = seed_names
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int] | _Unreadable:
@@ -158,7 +164,7 @@ class _SeededPass(Dataset):
             return image
         target = self.folder.samples[index][1]
         with _torch_seed(derive_seed(*self.seed_names, index)):
-            return self.folder.transform(image), target, index
+            return self.transform(image), target, index
 
     def collate(self, items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
         """A batch of items, or why there is none."""
@@ -169,18 +175,19 @@ class _SeededPass(Dataset):
                 f"{len(broken)} of {len(items)} images of its batch; replace or remove it, or set "
                 "DATASET.SKIP_BROKEN True to leave out such images"
             )
-        shapes = [tuple(image.shape) for image, _, _ in items]
+        whole = [item for item in items if not isinstance(item, _Unreadable)]
+        shapes = [tuple(image.shape) for image, _, _ in whole]
         other = next((n for n, shape in enumerate(shapes) if shape != shapes[0]), None)
         if other is not None:
             (one, size), (two, differing) = (
-                (self.folder.samples[items[n][2]][0], "x".join(map(str, shapes[n])))
+                (self.folder.samples[whole[n][2]][0], "x".join(map(str, shapes[n])))
                 for n in (0, other)
             )
             return _Unusable(
                 f"{two} becomes {differing} (channels, height, width) but {one} {size}; images of "
                 "one batch must have one size: bring them to it"
             )
-        return default_collate(items)
+        return default_collate(whole)
 
 
 class _Check(Dataset):
@@ -245,7 +252,7 @@ def _torch_seed(seed: int) -> Iterator[None]:
 
 
 def folder_loaders(
-    cfg: Any, root: Path, train_transform: Transform, val_transform: Transform
+    cfg: Config, root: Path, train_transform: Transform, val_transform: Transform
 ) -> tuple[FolderLoader, FolderLoader, int, int]:
     """What ``get_dataset`` returns, for ``root/train`` and ``root/val``.
 

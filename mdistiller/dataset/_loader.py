@@ -5,16 +5,27 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mdistiller.errors import ConfigError
 from mdistiller.seeding import generator
 
 from ._contrastive import ContrastiveSampler, ContrastiveSettings
+
+
+class Labelled(Protocol):
+    """What a loader asks of a data set.
+
+    Attributes:
+        targets: class labels, a tensor [N] or a list of N.
+    """
+
+    targets: Any
+
+    def __len__(self) -> int: ...
 
 
 class Loader(ABC):
@@ -51,7 +62,7 @@ class Loader(ABC):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Labelled,
         batch_size: int,
         *,
         train: bool,
@@ -174,8 +185,7 @@ class Loader(ABC):
     def _make_sampler(self) -> ContrastiveSampler:
         if self._contrast is None:
             raise ValueError("contrastive=True needs a loader that was built with settings for it")
-        targets: Any = self.dataset.targets
-        return ContrastiveSampler(torch.as_tensor(targets), self._contrast)
+        return ContrastiveSampler(torch.as_tensor(self.dataset.targets), self._contrast)
 
     @abstractmethod
     def _batches(

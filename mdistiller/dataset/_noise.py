@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from mdistiller.config import Config
 from mdistiller.errors import ConfigError
 from mdistiller.seeding import generator
 
@@ -16,7 +15,7 @@ NOISE_KINDS = ("symmetric", "pair")
 
 
 def noisy_targets(
-    cfg: Any, targets: Tensor, num_classes: int, chosen: Selection
+    cfg: Config, targets: Tensor, num_classes: int, chosen: Selection
 ) -> tuple[Tensor, float]:
     """The labels [N] to train with: ``targets`` with errors as ``DATASET.LABEL_NOISE`` says.
 

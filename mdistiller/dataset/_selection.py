@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mdistiller.config import Config
 from mdistiller.errors import DataError
 from mdistiller.seeding import generator
 
@@ -25,7 +25,7 @@ class Selection:
     holdout: Tensor | None
 
 
-def select(cfg: Any, targets: Tensor) -> Selection:
+def select(cfg: Config, targets: Tensor) -> Selection:
     """What ``DATASET.SUBSET``, ``DATASET.HOLDOUT`` and ``DATASET.SUBSET_SEED`` choose.
 
     A random order within each class is fixed by SUBSET_SEED alone. The subset takes every class
@@ -65,7 +65,7 @@ def select(cfg: Any, targets: Tensor) -> Selection:
     return Selection(chosen.nonzero().flatten(), held.nonzero().flatten() if holdout else None)
 
 
-def validates_on_heldout(cfg: Any) -> bool:
+def validates_on_heldout(cfg: Config) -> bool:
     """Whether accuracies are of the held-out images, not of the test images."""
     return bool(cfg.DATASET.HOLDOUT) and cfg.DATASET.VALIDATE == "auto"
 

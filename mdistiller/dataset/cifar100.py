@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from mdistiller.config import Config
 from mdistiller.download import exclusive, fetch, unpack
 from mdistiller.errors import DataError
 
@@ -22,7 +23,7 @@ RECIPE = Recipe(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), fli
 
 
 @dataset_dict.register("cifar100", published=True)
-def get_cifar100(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
+def get_cifar100(cfg: Config) -> tuple[ArrayLoader, ArrayLoader, int, int]:
     """Loaders of CIFAR-100 from ``DATASET.ROOT``, where it is downloaded to if it is missing.
 
     Raises:

@@ -5,12 +5,11 @@ A data set that needs no download: for a first try, examples and tests.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mdistiller.config import Config
 from mdistiller.errors import DataError
 
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
@@ -25,7 +24,7 @@ _SPLIT_SEED = 0
 
 
 @dataset_dict.register("digits")
-def get_digits(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
+def get_digits(cfg: Config) -> tuple[ArrayLoader, ArrayLoader, int, int]:
     """Loaders of 1,347 training and 450 validation images, enlarged to 32x32, 3 equal channels.
 
     Raises:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from mdistiller.config import Config
 from mdistiller.download import fetch
 from mdistiller.errors import DataError
 
@@ -26,7 +26,7 @@ _FILES = {
 
 
 @dataset_dict.register("fashion_mnist")
-def get_fashion_mnist(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
+def get_fashion_mnist(cfg: Config) -> tuple[ArrayLoader, ArrayLoader, int, int]:
     """Loaders of Fashion-MNIST as 32x32 images with three equal channels.
 
     Its four IDX files, gzipped or not, are looked for in ``DATASET.ROOT``, its subfolders
@@ -39,12 +39,9 @@ def get_fashion_mnist(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
     root = Path(cfg.DATASET.ROOT).expanduser()
     download_folder = root / "FashionMNIST" / "raw"
     places = (root, root / "fashion_mnist", download_folder, DEBIAN_FOLDER)
-    files = next(filter(None, map(_find, places)), None)
-    if files is None:
-        _download(download_folder, root)
-        files = _find(download_folder)
-    train = _load(*(files[name] for name in _FILES["train"]), padding=4)
-    val = _load(*(files[name] for name in _FILES["val"]), padding=0)
+    files = next(filter(None, map(_find, places)), None) or _download(download_folder, root)
+    train = _load(files, "train", padding=4)
+    val = _load(files, "val", padding=0)
     return array_loaders(cfg, train, val, RECIPE)
 
 
@@ -59,12 +56,13 @@ def _find(folder: Path) -> dict[str, Path] | None:
     return found
 
 
-def _download(folder: Path, root: Path) -> None:
+def _download(folder: Path, root: Path) -> dict[str, Path]:
+    """The four files by their names, from torchvision's source."""
     # Only here: the import takes a second.
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import check_integrity
 
-    mirror = FashionMNIST.mirrors[0]
+    mirror, found = FashionMNIST.mirrors[0], {}
     for name, md5 in FashionMNIST.resources:
         path = folder / name
         try:
@@ -78,9 +76,12 @@ def _download(folder: Path, root: Path) -> None:
             raise DataError(
                 f"{path}: corrupt (wrong MD5 checksum); delete it to have it downloaded again"
             )
+        found[path.stem] = path
+    return found
 
 
-def _load(image_file: Path, label_file: Path, padding: int) -> ImageArray:
+def _load(files: dict[str, Path], side: str, padding: int) -> ImageArray:
+    image_file, label_file = (files[name] for name in _FILES[side])
     images, labels = read_idx(image_file, ndim=3), read_idx(label_file, ndim=1)
     if images.shape[1:] != (28, 28):
         raise DataError(f"{image_file}: images of 28x28 pixels expected, not {images.shape[1:]}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mdistiller.config import Config
 from mdistiller.errors import DataError
 from mdistiller.models import imagenet_model_dict
 
@@ -46,7 +47,7 @@ def val_transform() -> transforms.Compose:
 
 
 @dataset_dict.register("imagenet", networks=imagenet_model_dict, image_size=224, published=True)
-def get_imagenet(cfg: Any) -> tuple[FolderLoader, FolderLoader, int, int]:
+def get_imagenet(cfg: Config) -> tuple[FolderLoader, FolderLoader, int, int]:
     """Loaders of ``DATASET.ROOT/imagenet/{train,val}/<class>/*``.
 
     Raises:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mdistiller.config import Config
 from mdistiller.download import exclusive
 from mdistiller.errors import DataError
 from mdistiller.models import tiny_imagenet_model_dict
@@ -42,7 +43,7 @@ def val_transform() -> transforms.Compose:
 @dataset_dict.register(
     "tiny_imagenet", networks=tiny_imagenet_model_dict, image_size=64, published=True
 )
-def get_tiny_imagenet(cfg: Any) -> tuple[FolderLoader, FolderLoader, int, int]:
+def get_tiny_imagenet(cfg: Config) -> tuple[FolderLoader, FolderLoader, int, int]:
     """Loaders of ``DATASET.ROOT/tiny-imagenet-200``, whose val images are sorted if need be.
 
     Raises:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from mdistiller.config import Config
 from mdistiller.dataset._array import ArrayLoader, ImageArray, Recipe, array_loaders
 from mdistiller.dataset._registry import dataset_dict
 from mdistiller.errors import DataError
@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 
 
 @dataset_dict.register("glyphs")
-def get_glyphs(cfg: Any) -> tuple[ArrayLoader, ArrayLoader, int, int]:
+def get_glyphs(cfg: Config) -> tuple[ArrayLoader, ArrayLoader, int, int]:
     """Loaders of ``DATASET.ROOT/glyphs``, 94 characters in many fonts, three equal channels.
 
     The class of an image is its character's code point less 33. The images of a font follow one

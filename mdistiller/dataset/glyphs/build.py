@@ -44,6 +44,7 @@ class _Font:
     package: FontPackage
     path: Path
     face: Face
+    images: np.ndarray
 
 
 def build_glyphs(
@@ -71,7 +72,7 @@ def build_glyphs(
     sides = split_packages(
         [font.package.name for font in fonts],
         [font.face.family for font in fonts],
-        [font.face.images for font in fonts],
+        [font.images for font in fonts],
     )
     if not sides:
         raise DataError(
@@ -91,7 +92,7 @@ def build_glyphs(
     arrays = {}
     for side in SIDES:
         chosen = [font for font in fonts if sides[font.package.name] == side]
-        images = np.stack([font.face.images for font in chosen])
+        images = np.stack([font.images for font in chosen])
         arrays[side] = _npy(images)
         mean, std = _moments(images)
         manifest[side] = {
@@ -122,7 +123,7 @@ def _draw(packages: Sequence[FontPackage], workers: int, skipped: Counter[str]) 
             if face.images is None:
                 skipped[face.reason] += 1
             else:
-                yield _Font(package, path, face)
+                yield _Font(package, path, face, face.images)
 
 
 def _render_all(paths: Sequence[Path], workers: int) -> Iterator[list[Face]]:
@@ -140,7 +141,7 @@ def _distinct(fonts: Iterator[_Font], skipped: Counter[str]) -> Iterator[_Font]:
     files, looks = set(), set()
     for font in fonts:
         file = (font.face.sha256, font.face.index)
-        look = hashlib.sha256(font.face.images).digest()
+        look = hashlib.sha256(font.images.tobytes()).digest()
         if file in files:
             skipped["the same file as another"] += 1
         elif look in looks:

@@ -136,7 +136,7 @@ def _draw_all(font: ImageFont.FreeTypeFont) -> np.ndarray:
 
 def _draw(font: ImageFont.FreeTypeFont, character: str) -> Image.Image:
     """The character in its own size, cropped to its ink."""
-    left, top, right, bottom = font.getbbox(character)
+    left, top, right, bottom = map(int, font.getbbox(character))
     canvas = Image.new("L", (right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN))
     ImageDraw.Draw(canvas).text((_MARGIN - left, _MARGIN - top), character, fill=255, font=font)
     ink = canvas.getbbox()
