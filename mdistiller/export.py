@@ -16,6 +16,7 @@ from .dataset import build_model, image_size, load_teacher
 from .engine.teacher import LogitsOnly
 from .errors import ConfigError, MdistillerError
 from .models import read_state_dict
+from .models.heads import shaped_like
 from .registry import Registry
 from .seeding import generator
 
@@ -101,11 +102,13 @@ def export_checkpoint(
     network = load_teacher(dataset, model, classes, str(ckpt)).requires_grad_(False)
     size = image_size(dataset)
     batches = _random_batches(batch_size, size)
+
+    def make_network() -> nn.Module:
+        return shaped_like(build_model(dataset, model, classes), network.state_dict()).eval()
+
     for form in chosen:
         path = Path(out) / f"{model}{form.suffix}"
-        yield _export(
-            network, form, batches, path, lambda: build_model(dataset, model, classes).eval()
-        )
+        yield _export(network, form, batches, path, make_network)
 
 
 def _require(packages: set[str]) -> None:
@@ -122,10 +125,10 @@ def _count_classes(model: str, ckpt: str | Path, dataset: str) -> int:
 
     A set of folders has as many classes as folders, so that the data set's name does not tell.
     """
-    with torch.device("meta"):
-        own = build_model(dataset, model, num_classes=1).state_dict()
-    classifier = [key for key, value in own.items() if value.dim() >= 2][-1]
     state = read_state_dict(ckpt)
+    with torch.device("meta"):
+        own = shaped_like(build_model(dataset, model, num_classes=1), state).state_dict()
+    classifier = [key for key, value in own.items() if value.dim() >= 2][-1]
     # Without a classifier it is a file of another network; loading it says so.
     return len(state[classifier]) if classifier in state else 1
 

@@ -41,7 +41,7 @@ def count_macs(model: nn.Module, size: int) -> int:
 def list_everything() -> str:
     """Distillers, trainers, data sets and models as a text of tables."""
     parts = [
-        _described("Distillers (DISTILLER.TYPE)", distiller_dict),
+        _table("Distillers (DISTILLER.TYPE)", ("name", *_ABOUT, "what"), _distiller_rows()),
         _described("Trainers (SOLVER.TRAINER)", trainer_dict),
         _described("Data sets (DATASET.TYPE)", dataset_dict),
     ]
@@ -78,12 +78,24 @@ def _model_row(dataset: str, name: str) -> tuple[str, ...]:
     return name, f"{parameters / 1e6:.2f} M", f"{macs:.1f} M", state
 
 
+# What a distiller's class says of itself.
+_ABOUT = ("family", "needs", "year")
+
+
+def _distiller_rows() -> list[tuple[str, ...]]:
+    return [
+        (name, *(str(getattr(entry, key, "") or "-") for key in _ABOUT), _first_line(entry))
+        for name, entry in distiller_dict.items()
+    ]
+
+
 def _described(title: str, registry: dict[str, Any]) -> str:
-    rows: list[tuple[str, ...]] = []
-    for name, entry in registry.items():
-        doc = (inspect.getdoc(entry) or "").strip().splitlines()
-        rows.append((name, _MARKUP.sub(r"\1", doc[0]) if doc else ""))
-    return _table(title, ("name", "what"), rows)
+    return _table(title, ("name", "what"), [(n, _first_line(e)) for n, e in registry.items()])
+
+
+def _first_line(entry: Any) -> str:
+    doc = (inspect.getdoc(entry) or "").strip().splitlines()
+    return _MARKUP.sub(r"\1", doc[0]) if doc else ""
 
 
 def _table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

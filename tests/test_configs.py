@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from mdistiller.commands import make_configs
 from mdistiller.engine.cfg import CFG, experiment_name, load_cfg
 from mdistiller.engine.check import check_config
+from mdistiller.experiments.tables.authors import AUTHORS
 from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
 from tests.golden_rules import golden_json
 
@@ -89,7 +91,8 @@ def baseline_of(file: str) -> str:
 
 
 WEIGHTINGS = ("multitask", "gradnorm", "uncertainty", "gradient_cosine", "distill_decay")
-WEIGHTED = [f for f in OWN if resolved(f)["SOLVER.TRAINER"] in WEIGHTINGS]
+NEWER_WEIGHTINGS = ("linear_fade", "confidence_gate", "two_batch", "scalarized")
+WEIGHTED = [f for f in OWN if resolved(f)["SOLVER.TRAINER"] in WEIGHTINGS + NEWER_WEIGHTINGS]
 TABLE_2 = {"mgda": "MGDA", "pcgrad": "PCGrad", "fairgrad": "FairGrad", "distill_decay": None}
 TWINS = [f for f in (*OWN, *DEMO) if "crossbatch" in f]
 DISTILLING = [f for f in FILES if resolved(f)["DISTILLER.TYPE"] != "NONE"]
@@ -126,7 +129,8 @@ def test_names_are_registered(file: str) -> None:
     cfg = resolved(file)
     models = MODELS[cfg["DATASET.TYPE"]]
     method = method_of(file)
-    assert method in golden_json("distillers")["registry_order"]
+    newer = {row.distiller for row in AUTHORS.values()}
+    assert method in newer | set(golden_json("distillers")["registry_order"])
     assert cfg["DISTILLER.STUDENT"] in models
     assert method == "NONE" or cfg["DISTILLER.TEACHER"] in models
 
@@ -199,8 +203,9 @@ def test_small_data_set_file_matches_its_name(file: str) -> None:
     tag = name.removesuffix(".yaml")
     cfg = resolved(file)
     kind, student = {"teacher": ("NONE", "resnet20"), "vanilla": ("NONE", "resnet8")}.get(
-        tag, (tag.upper(), "resnet8")
+        tag, (tag.upper().removesuffix("_LS"), "resnet8")
     )
+    assert cfg["DISTILLER.LOGIT_STANDARDIZATION"] == tag.endswith("_ls")
     if file in WEIGHTED:
         assert f"{cfg['SOLVER.TRAINER']}_kd" == tag
         kind = "KD"
@@ -224,8 +229,15 @@ def test_tables_are_complete() -> None:
     for folder in ("baseline", "crossbatch"):
         assert names_in(f"cifar100/{folder}") == cifar
         assert names_in(f"tiny_imagenet/{folder}") == tiny
+    newer = {p + name for name in AUTHORS for p in ("", "crossbatch_")}
+    newer |= {f"{weighting}_kd" for weighting in NEWER_WEIGHTINGS}
     for dataset in SMALL:
-        assert names_in(dataset) == small
+        assert names_in(dataset) == small | (newer if dataset != "fashion_mnist" else set())
+    pairs = ("res56_res20", "res32x4_res8x4", "wrn40_2_wrn40_1", "vgg13_vgg8")
+    methods = {
+        f"{p}{name}_{pair}" for name in AUTHORS for p in ("", "crossbatch_") for pair in pairs
+    }
+    assert names_in("cifar100/methods") == methods
 
 
 @pytest.mark.parametrize("file", [f for f in OWN if f.startswith("configs/cifar100/")])
@@ -234,6 +246,8 @@ def test_cifar_recipe(file: str) -> None:
     recipe = {"BATCH_SIZE": 64, "EPOCHS": 240, "TYPE": "SGD", "MOMENTUM": 0.9}
     recipe |= {"LR": 0.05, "LR_DECAY_STAGES": [150, 180, 210], "LR_DECAY_RATE": 0.1}
     recipe |= {"WEIGHT_DECAY": 5e-4}
+    if method_of(file) == "MLKD":
+        recipe |= {"EPOCHS": 480, "LR": 0.01 if "mlkd_ls_vgg" in file else 0.025}
     assert {k: cfg[f"SOLVER.{k}"] for k in recipe} == recipe
 
 
@@ -251,8 +265,9 @@ def test_tiny_imagenet_recipe_is_that_of_the_dot_files(student: str) -> None:
 def test_every_distilling_baseline_has_a_twin() -> None:
     plain = set(DISTILLING) & set(OWN) - set(TWINS) - set(WEIGHTED)
     demo = {"configs/digits/demo/kd.yaml"}
+    newer = len(AUTHORS) * (4 + 2)
     assert {baseline_of(f) for f in TWINS} == plain | demo
-    assert len(TWINS) == len(plain | demo) == 36 + 3 + 5 + 5 + 5 + 1
+    assert len(TWINS) == len(plain | demo) == 36 + 3 + 5 + 5 + 5 + 1 + newer
 
 
 @pytest.mark.parametrize("file", TWINS)
@@ -261,8 +276,10 @@ def test_twin_differs_only_in_the_weighting(file: str) -> None:
     changed = {k for k in ours if ours[k] != baseline[k]}
     differing = {k for k in changed if not k.startswith("CROSSBATCH.")}
     expected = {"DISTILLER.TYPE", "SOLVER.TRAINER", "EXPERIMENT.TAG"}
-    if resolved(file)["DATASET.TYPE"] not in SMALL:
+    if file.split("/")[2] == "crossbatch":
         expected.add("EXPERIMENT.PROJECT")
+    if method_of(file) == "SIMKD":
+        expected.add("SIMKD.CE_WEIGHT")  # of weight 0 it has no gradient to weigh
     assert differing == expected
     assert ours["DISTILLER.TYPE"] == PREFIX + baseline["DISTILLER.TYPE"]
     assert (baseline["SOLVER.TRAINER"], ours["SOLVER.TRAINER"]) == ("base", "crossbatch")
@@ -299,6 +316,30 @@ def test_insured_file_differs_in_the_weighting_and_what_is_held_out(file: str) -
         "CROSSBATCH.STEP": "plain",
     }
     check_config(load_cfg(ROOT / file))
+
+
+# --- the newer methods ------------------------------------------------------------------------
+
+
+def test_files_of_the_newer_methods_are_what_the_tool_writes() -> None:
+    written = dict(make_configs.files())
+    assert len(written) == len(AUTHORS) * 12 + len(NEWER_WEIGHTINGS) * 2
+    for path, text in written.items():
+        assert (ROOT / "configs" / path).read_text(encoding="utf-8") == text, path
+
+
+@pytest.mark.parametrize("file", [f for f in OWN if f.split("/")[2] == "methods"])
+def test_method_file_matches_its_name(file: str) -> None:
+    stem = PurePosixPath(file).stem.removeprefix("crossbatch_")
+    pair = next(p for p in (*PAIRS, "res32x4_res8x4") if stem.endswith(p))
+    name = stem.removesuffix(f"_{pair}")
+    short = re.findall("|".join(sorted(SHORT, key=len)[::-1]), pair)
+    cfg = resolved(file)
+    assert [SHORT[x] for x in short] == [cfg["DISTILLER.TEACHER"], cfg["DISTILLER.STUDENT"]]
+    assert cfg["DISTILLER.LOGIT_STANDARDIZATION"] == name.endswith("_ls")
+    assert name.upper().removesuffix("_LS") == method_of(file)
+    prefix = "crossbatch_" if "crossbatch_" in file else ""
+    assert experiment(file) == ("cifar100_methods", "", ",".join([prefix + name, *short]))
 
 
 # --- other weightings -------------------------------------------------------------------------

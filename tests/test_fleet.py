@@ -58,6 +58,17 @@ CASES = {
     "GradNorm": ("SOLVER.TRAINER", "gradnorm"),
     "distill-decay": ("SOLVER.TRAINER", "distill_decay"),
     "DOT": ("SOLVER.TRAINER", "dot"),
+    "confidence gate": ("SOLVER.TRAINER", "confidence_gate"),
+    "MoDo": ("SOLVER.TRAINER", "two_batch"),
+    "SDMGrad, third batch": (
+        *("SOLVER.TRAINER", "two_batch", "TWO_BATCH.METHOD", "SDMGrad"),
+        *("TWO_BATCH.UPDATE", "third"),
+    ),
+    "FAMO": ("SOLVER.TRAINER", "scalarized"),
+    "SimKD": ("DISTILLER.TYPE", "SIMKD"),
+    "CAT-KD": ("DISTILLER.TYPE", "CATKD"),
+    "cross-batch CTKD": ("DISTILLER.TYPE", "CROSSBATCH_CTKD", *CROSS),
+    "DKD, standardised": ("DISTILLER.TYPE", "DKD", "DISTILLER.LOGIT_STANDARDIZATION", True),
     "dropout": ("DISTILLER.TYPE", "TEST_DROPOUT"),
     "one epoch more": ("SOLVER.EPOCHS", 3),
 }

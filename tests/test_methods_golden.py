@@ -20,10 +20,11 @@ from mdistiller.distillers.MLKD import batch_relations, class_relations, mlkd_lo
 from mdistiller.distillers.NKD import nkd_loss, nkd_terms
 from mdistiller.distillers.PLD import pld_loss
 from mdistiller.distillers.RLD import masked_correlation_loss, sample_confidence_loss
-from mdistiller.distillers.SIMKD import make_projector, simkd_loss
+from mdistiller.distillers.SIMKD import simkd_loss
 from mdistiller.distillers.TTM import ttm_loss
 from mdistiller.distillers.WSLD import wsld_loss, wsld_weights
 from mdistiller.distillers.WTTM import wttm_loss
+from mdistiller.models.heads import ReusedClassifier, make_projector
 
 from .golden_rules import fill, golden_json, golden_npz
 
@@ -106,7 +107,7 @@ def ctkd(x, y, a, change=lambda z: z):
         module = GlobalTemperature(a["t_start"], a["t_end"]).to(s.dtype)
         module.theta.data.fill_(a["theta"])
         temperature = module(scale)
-        loss = kd_loss(change(s), change(t), temperature)[0]
+        loss = kd_loss(change(s), change(t), temperature)
         total = a["ce_weight"] * F.cross_entropy(s, y) + a["kd_weight"] * loss
         (losses[key],) = torch.autograd.grad(total, module.theta, retain_graph=True)
         losses |= {"temperature": temperature, "loss_kd": loss, "total": total}
@@ -124,22 +125,36 @@ def cat(x, y, a):
     return {"cat": loss, "loss_CAT": weighted, "loss_CE": ce, "total": ce + weighted}
 
 
+class Trunk(nn.Module):
+    """Returns the map that it gets."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, 7)
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3))), {"feats": [x], "preact_feats": [x]}
+
+
 def simkd(x, y, a):
+    # Inputs of both signs, so without the ReLU that a real last map goes through.
     s, t = x["student"], x["teacher"]
     projector = make_projector(s.shape[1], t.shape[1], a["factor"])
-    classifier = nn.Linear(t.shape[1], 7)
-    both = nn.ModuleDict({"transfer": projector, "classifier": classifier})
+    reused = ReusedClassifier(
+        Trunk(s.shape[1]), projector, nn.Linear(t.shape[1], 7), tuple(t.shape[2:])
+    )
+    both = nn.ModuleDict({"transfer": projector, "classifier": reused.classifier})
     both.load_state_dict(fill(both.state_dict(), a["fill_prefix"]))
-    both.to(s.dtype).train(a["mode"] == "train")
-    loss, projected = simkd_loss(projector, s, t)
+    reused.to(s.dtype).train(a["mode"] == "train")
+    projected = reused.project(s)
+    loss = simkd_loss(projected, t)
     gradients = torch.autograd.grad(loss, list(projector.parameters()), retain_graph=True)
     named = zip((k for k, _ in projector.named_parameters()), gradients, strict=True)
-    size = [min(m, n) for m, n in zip(s.shape[2:], t.shape[2:], strict=True)]
     return {
         "loss": loss,
-        "logits": classifier(projected.mean((2, 3))),
+        "logits": reused.classifier(projected.mean((2, 3))),
         "projected_l2": projected.norm(),
-        "target_l2": F.adaptive_avg_pool2d(t, size).norm(),
+        "target_l2": F.adaptive_avg_pool2d(t, projected.shape[2:]).norm(),
         "bn1_running_mean_l2_after": projector[1].running_mean.norm(),
         **{f"grad_l2.transfer.{k}": g.norm() for k, g in named},
     }

@@ -61,6 +61,21 @@ CASES = {
     "gradient cosine": ("gradient_cosine", "KD", ()),
     "distill-decay": ("distill_decay", "KD", ()),
     "replay": ("replay", "KD", ("REPLAY.SHUFFLE", True)),
+    "linear fade": ("linear_fade", "KD", ()),
+    "confidence gate": ("confidence_gate", "KD", ()),
+    "MoDo": ("two_batch", "KD", ()),
+    "SDMGrad, third batch": (
+        "two_batch",
+        "KD",
+        ("TWO_BATCH.METHOD", "SDMGrad", "TWO_BATCH.UPDATE", "third", "TWO_BATCH.BATCH_SIZE", 6),
+    ),
+    "FAMO": ("scalarized", "KD", ()),
+    "DWA": ("scalarized", "KD", ("SCALARIZED.METHOD", "DWA")),
+    "IMTL-L": ("scalarized", "KD", ("SCALARIZED.METHOD", "IMTL-L")),
+    "MLKD, two views": ("base", "MLKD", ("DATASET.STRONG_VIEW", True)),
+    "CTKD, cross-batch": ("crossbatch", "CROSSBATCH_CTKD", ("CTKD.REVERSAL_EPOCHS", 2)),
+    "SimKD, cross-batch": ("crossbatch", "CROSSBATCH_SIMKD", ("SIMKD.CE_WEIGHT", 1.0)),
+    "CAT-KD": ("base", "CATKD", ()),
 }
 
 
@@ -102,7 +117,8 @@ def build(tmp_path, case: str, *opts, teacher_seed: int = 99):
         contrast = ContrastiveSettings(mode="exact", k=8)
     recipe = Recipe((0.5,) * 3, (0.25,) * 3, flip=True)
     shared = {"recipe": recipe, "device": torch.device("cpu")}
-    train = ArrayLoader(images(1, 35, 1), 8, train=True, contrast=contrast, **shared)
+    strong = cfg.DATASET.STRONG_VIEW
+    train = ArrayLoader(images(1, 35, 1), 8, train=True, contrast=contrast, strong=strong, **shared)
     train.heldout = ArrayLoader(images(3, 10, 1), 8, train=True, **shared)
     val = ArrayLoader(images(2, 12, 0), 8, train=False, **shared)
     assert len(train) == STEPS

@@ -298,7 +298,7 @@ def test_state_that_cannot_be_saved_is_refused(monkeypatch):
 
         def forward(self, matrix):
             self.history.append(matrix)
-            return sum(self.history).sum(0)
+            return sum(self.history.values()).sum(0)
 
     monkeypatch.setattr(torchjd, "Mean", Forgetful)
     with pytest.raises(ValueError, match="Mean has a state that cannot be saved"):

@@ -98,12 +98,22 @@ CORE: dict[str, Settings] = {
             one_of("symmetric", "pair"),
             "a wrong label is any other class (symmetric) or the next one (pair)",
         ),
+        "STRONG_VIEW": Setting(
+            False,
+            doc="give each training image under strong augmentation, too, for MLKD; data sets in "
+            "memory only",
+        ),
         "TEST.BATCH_SIZE": Setting(64, at_least_one, "images at a time in validation"),
     },
     "DISTILLER": {
         "TYPE": Setting("NONE", doc="the method; NONE: no teacher"),
         "TEACHER": Setting("ResNet50", doc="a network that fits the data set"),
         "STUDENT": Setting("resnet32", doc="a network that fits the data set"),
+        "LOGIT_STANDARDIZATION": Setting(
+            False,
+            doc="of methods that compare logits: each image's logits get mean 0 and deviation 1 "
+            "before they are compared (LSKD)",
+        ),
         "TEACHER_CKPT": Setting(
             "",
             doc="the teacher's file; empty: the registry's path, see "

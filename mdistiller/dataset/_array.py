@@ -19,6 +19,7 @@ from ._contrastive import ContrastiveSettings, contrastive_settings
 from ._loader import Loader
 from ._noise import noisy_targets
 from ._selection import select, validates_on_heldout
+from ._strong import Draw, augment
 
 
 class ImageArray(Dataset):
@@ -109,7 +110,7 @@ class ArrayLoader(Loader):
         dataset: its ``padding`` is the largest shift of the random crops.
         recipe: normalisation, and whether to flip.
         device: where the images and the batches live.
-        batch_size, train, seed, contrast: as in :class:`Loader`.
+        batch_size, train, seed, contrast, strong: as in :class:`Loader`.
     """
 
     dataset: ImageArray
@@ -124,8 +125,11 @@ class ArrayLoader(Loader):
         train: bool,
         seed: int = 0,
         contrast: ContrastiveSettings | None = None,
+        strong: bool = False,
     ) -> None:
-        super().__init__(dataset, batch_size, train=train, seed=seed, contrast=contrast)
+        super().__init__(
+            dataset, batch_size, train=train, seed=seed, contrast=contrast, strong=strong
+        )
         self.device = device
         self._flip = recipe.flip
         self._pixels = dataset.padded.to(device).flatten()
@@ -136,30 +140,46 @@ class ArrayLoader(Loader):
         self._scale = (1 / (255 * std)).float().view(3, 1, 1).to(device)
         self._shift = (-mean / std).float().view(3, 1, 1).to(device)
 
-    def _batches(
-        self, epoch: int, order: Tensor, start_batch: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        corner, flip = self._draw(epoch, order)
+    def _batches(self, epoch: int, order: Tensor, start_batch: int) -> Iterator[tuple[Tensor, ...]]:
+        crops = self._draw(epoch, order)
+        if self.strong:
+            strong_crops = self._draw(epoch, order, "strong ")
+            strong = Draw.of(len(order), self._generator(epoch, "strong"))
         order = order.to(self.device)
-        shape = self.dataset.images.shape[1:]
         for batch in [self._rows(number) for number in range(start_batch, len(self))]:
             index = order[batch]
-            window = self._windows.index_select(0, flip[batch]).add_(corner[batch, None])
-            pixels = self._pixels.index_select(0, window.flatten())
-            image = pixels.view(-1, *shape).float().mul_(self._scale).add_(self._shift)
-            yield image, self._targets.index_select(0, index), index
+            image = self._normalised(self._cropped(batch, *crops))
+            target = self._targets.index_select(0, index)
+            if not self.strong:
+                yield image, target, index
+                continue
+            second = augment(self._cropped(batch, *strong_crops), strong[batch])
+            yield image, target, index, self._normalised(second)
 
-    def _draw(self, epoch: int, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each image of an epoch: the first pixel of its crop, and whether to flip (0 or 1)."""
+    def _cropped(self, batch: slice, corner: Tensor, flip: Tensor) -> Tensor:
+        """The crops [B, 3, H, W] uint8 of the images at ``batch`` in the order of an epoch."""
+        window = self._windows.index_select(0, flip[batch]).add_(corner[batch, None])
+        pixels = self._pixels.index_select(0, window.flatten())
+        return pixels.view(-1, *self.dataset.images.shape[1:])
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        return image.float().mul_(self._scale).add_(self._shift)
+
+    def _draw(self, epoch: int, order: Tensor, view: str = "") -> tuple[Tensor, Tensor]:
+        """Of each image of an epoch: the first pixel of its crop, and whether to flip (0 or 1).
+
+        Args:
+            view: names the random streams of another view than the first.
+        """
         channels, height, width = self.dataset.padded.shape[1:]
         padding = self.dataset.padding
         down = right = torch.full_like(order, padding)
         flip = torch.zeros_like(order)
         if self.train:
-            rng = self._generator(epoch, "crop")
+            rng = self._generator(epoch, f"{view}crop")
             down, right = torch.randint(2 * padding + 1, (2, len(order)), generator=rng)
             if self._flip:
-                rng = self._generator(epoch, "flip")
+                rng = self._generator(epoch, f"{view}flip")
                 flip = torch.randint(2, (len(order),), generator=rng)
         corner = order * (channels * height * width) + down * width + right
         return corner.to(self.device), flip.to(self.device)
@@ -195,7 +215,12 @@ def array_loaders(
     batch_size, seed = cfg.SOLVER.BATCH_SIZE, cfg.EXPERIMENT.SEED
     shared = {"recipe": recipe, "device": resolve_device(cfg.SOLVER.DEVICE), "seed": seed}
     train_loader = ArrayLoader(
-        train, batch_size, train=True, contrast=contrastive_settings(cfg), **shared
+        train,
+        batch_size,
+        train=True,
+        contrast=contrastive_settings(cfg),
+        strong=cfg.DATASET.STRONG_VIEW,
+        **shared,
     )
     train_loader.wrong_labels = wrong
     if heldout is not None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mdistiller.config import Config
 from mdistiller.device import resolve_device
-from mdistiller.errors import DataError, MdistillerError, explained
+from mdistiller.errors import ConfigError, DataError, MdistillerError, explained
 from mdistiller.seeding import derive_seed
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
@@ -260,6 +260,11 @@ def folder_loaders(
         DataError: a folder is missing or empty, the two have different classes, or more images
             are to be chosen or held out than there are.
     """
+    if cfg.DATASET.STRONG_VIEW:
+        raise ConfigError(
+            f"DATASET.STRONG_VIEW works for data sets in memory, such as cifar100, not for "
+            f"{cfg.DATASET.TYPE}; set it to False"
+        )
     train = ImageFiles(root / "train", train_transform)
     val = ImageFiles(root / "val", val_transform)
     differing = sorted(set(train.classes) ^ set(val.classes))

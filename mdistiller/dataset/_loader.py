@@ -32,12 +32,14 @@ class Loader(ABC):
     """Batches of a data set, a pure function of (seed, stream name, epoch).
 
     A training loader shuffles and yields ``(image, target, index)``, or
-    ``(image, target, index, contrastive_index)`` where asked to; any other keeps the order
+    ``(image, target, index, contrastive_index, strong)`` where asked to; any other keeps the order
     of the data set and yields ``(image, target)``:
 
     * ``image`` [B, 3, H, W] float32, normalised; ``target`` [B] int64, the class labels;
     * ``index`` [B] int64, the images' positions in the data set;
-    * ``contrastive_index`` [B, K + 1] int64, the positive's position and K negatives'.
+    * ``contrastive_index`` [B, K + 1] int64, the positive's position and K negatives'; without
+      columns where only ``strong`` is asked for;
+    * ``strong`` [B, 3, H, W] float32, the same images under strong augmentation.
 
     The last batch of an epoch may be smaller; none is left out. A batch size beyond the size of
     the data set gives one batch with everything. Each pass takes the next epoch, counted
@@ -49,6 +51,7 @@ class Loader(ABC):
         train: shuffle, augment and yield the index.
         seed: of the run (``EXPERIMENT.SEED``).
         contrast: settings for contrastive samples; None if the run needs none.
+        strong: yield a second view of each image.
 
     Attributes:
         wrong_labels: of a training loader, the fraction of its labels that ``DATASET.LABEL_NOISE``
@@ -68,12 +71,14 @@ class Loader(ABC):
         train: bool,
         seed: int = 0,
         contrast: ContrastiveSettings | None = None,
+        strong: bool = False,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.train = train
         self.seed = seed
         self.name = "train" if train else "val"
+        self.strong = strong and train
         self._contrast = contrast
         self._sampler = self._make_sampler() if contrast else None
         self._next_epoch = 1
@@ -89,18 +94,26 @@ class Loader(ABC):
         """Make ``epoch`` (counted from 1) the epoch of the next pass."""
         self._next_epoch = epoch
 
-    def stream(self, name: str, batch_size: int | None = None, contrastive: bool = False) -> Loader:
+    def stream(
+        self,
+        name: str,
+        batch_size: int | None = None,
+        contrastive: bool = False,
+        strong: bool = False,
+    ) -> Loader:
         """A loader over the same data, in memory once, with a random stream of its own.
 
         Args:
             name: of the stream; the main one is "train".
             batch_size: None stands for this loader's.
             contrastive: yield contrastive indices too; needs a run that has settings for them.
+            strong: yield a second view of each image too.
         """
         other = copy.copy(self)
         other.name = name
         other.batch_size = self.batch_size if batch_size is None else batch_size
         other._sampler = (self._sampler or self._make_sampler()) if contrastive else None
+        other.strong = strong and self.train
         other._next_epoch = 1
         return other
 
@@ -162,16 +175,18 @@ class Loader(ABC):
     def _run(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, ...]]:
         order = self._order(epoch)
         batches = self._batches(epoch, order, start_batch)
-        for number, (image, target, index) in enumerate(batches, start_batch):
+        for number, (image, target, index, *strong) in enumerate(batches, start_batch):
             if not self.train:
                 yield image, target
-            elif self._sampler is None:
-                yield image, target, index
-            else:
+            elif self._sampler is not None:
                 # From the order, not from index, which may be on another device.
                 rows = order[self._rows(number)]
                 drawn = self._sampler.sample(rows, self.seed, self.name, epoch, "contrast", number)
-                yield image, target, index, drawn.to(index.device)
+                yield image, target, index, drawn.to(index.device), *strong
+            elif strong:
+                yield image, target, index, index.new_empty(len(index), 0), *strong
+            else:
+                yield image, target, index
 
     def _order(self, epoch: int) -> Tensor:
         total = len(self.dataset)
@@ -188,7 +203,8 @@ class Loader(ABC):
         return ContrastiveSampler(torch.as_tensor(self.dataset.targets), self._contrast)
 
     @abstractmethod
-    def _batches(
-        self, epoch: int, order: Tensor, start_batch: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(image, target, index) of each batch of ``order`` [N] (on the CPU) from one on."""
+    def _batches(self, epoch: int, order: Tensor, start_batch: int) -> Iterator[tuple[Tensor, ...]]:
+        """(image, target, index) of each batch of ``order`` [N] (on the CPU) from one on.
+
+        With :attr:`strong` the second view follows.
+        """

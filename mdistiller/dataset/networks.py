@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mdistiller.errors import CheckpointError
-from mdistiller.models import PUBLISHED_TOP1, load_weights
+from mdistiller.models import PUBLISHED_TOP1, load_network
 from mdistiller.shipped import checkout
 
 from ._registry import dataset_dict
@@ -52,8 +52,8 @@ def load_teacher(dataset: str, name: str, num_classes: int, ckpt: str = "") -> n
     if fitting.published and not ckpt and not isinstance(entry, tuple):
         return entry(pretrained=True, num_classes=num_classes).eval()
     model = build_model(dataset, name, num_classes)
-    load_weights(model, Path(ckpt).expanduser() if ckpt else _registered_file(dataset, name))
-    return model.eval()
+    path = Path(ckpt).expanduser() if ckpt else _registered_file(dataset, name)
+    return load_network(model, path).eval()
 
 
 def registered_checkpoint(dataset: str, name: str) -> Path | None:

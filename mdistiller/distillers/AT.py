@@ -45,6 +45,7 @@ class AT(Distiller):
     of the maps after the stem.
     """
 
+    family, needs, year = "features", "maps", 2017
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1000.0),
         "P": Setting(2, positive, "power of the activations in an attention map", kind="real"),

@@ -117,6 +117,7 @@ class CRD(Distiller):
         num_data: size of the training set.
     """
 
+    family, needs, year = "relations", "pooled features, embeddings, a memory", 2020
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=0.8),
         "MODE": Setting(

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdistiller.config import Setting, not_negative, positive
+
+from ._base import Distiller
+from ._registry import distiller_dict
+
 _EPS = 1e-8
 
 
@@ -49,3 +54,35 @@ def dist_loss(
     """``beta`` times the first plus ``gamma`` times the second of :func:`dist_terms`; scalar."""
     inter, intra = dist_terms(logits_student, logits_teacher, temperature)
     return beta * inter + gamma * intra
+
+
+@distiller_dict.register("DIST")
+class DIST(Distiller):
+    """Cross-entropy plus :func:`dist_loss`, with the settings of ``cfg.DIST``."""
+
+    family, needs, year = "logits", "logits", 2022
+    settings = {
+        "CE_WEIGHT": Setting(1.0, not_negative, "weight of the cross-entropy"),
+        "KD_WEIGHT": Setting(2.0, not_negative, "weight of the distillation loss"),
+        "BETA": Setting(1.0, not_negative, "weight of the correlation between classes"),
+        "GAMMA": Setting(1.0, not_negative, "weight of the correlation within a class"),
+        "TEMPERATURE": Setting(4.0, positive, "softens both predictions; ImageNet: 1"),
+    }
+    compares_logits = True
+    relates_images = True
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        self.ce_loss_weight = cfg.DIST.CE_WEIGHT
+        self.kd_loss_weight = cfg.DIST.KD_WEIGHT
+        self.options = (cfg.DIST.BETA, cfg.DIST.GAMMA, cfg.DIST.TEMPERATURE)
+
+    def forward_train(self, image, target, **kwargs):
+        logits_student, _ = self.student(image)
+        logits_teacher, _ = self.forward_teacher(image)
+        pair = self.compared(logits_student, logits_teacher)
+        losses = {
+            "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
+            "loss_kd": self.kd_loss_weight * dist_loss(*pair, *self.options),
+        }
+        return logits_student, losses

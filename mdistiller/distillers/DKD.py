@@ -50,6 +50,7 @@ class DKD(Distiller):
     both of its parts, times a factor that rises from 1 / WARMUP to 1 in the first WARMUP epochs.
     """
 
+    family, needs, year = "logits", "logits", 2022
     settings = {
         "CE_WEIGHT": Setting(1.0, doc="weight of the cross-entropy"),
         "ALPHA": Setting(1.0, doc="weight of the target class's part"),
@@ -57,6 +58,7 @@ class DKD(Distiller):
         "T": Setting(4.0, positive, "temperature"),
         "WARMUP": Setting(20, doc="epochs over which the distillation loss is faded in"),
     }
+    compares_logits = True
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)
@@ -70,9 +72,8 @@ class DKD(Distiller):
         factor = warmup_factor(need_argument(kwargs, "epoch", "DKD"), self.warmup)
         logits_student, _ = self.student(image)
         logits_teacher, _ = self.forward_teacher(image)
-        decoupled = dkd_loss(
-            logits_student, logits_teacher, target, self.alpha, self.beta, self.temperature
-        )
+        pair = self.compared(logits_student, logits_teacher)
+        decoupled = dkd_loss(*pair, target, self.alpha, self.beta, self.temperature)
         losses = {
             "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
             "loss_kd": factor * decoupled,

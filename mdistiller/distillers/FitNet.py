@@ -24,6 +24,7 @@ class FitNet(Distiller):
         ConfigError: a network has no such layer, or no regressor fits the two maps.
     """
 
+    family, needs, year = "features", "maps, a regressor", 2015
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=100.0),
         "HINT_LAYER": Setting(2, not_negative, "which of the feature maps, from 0"),

@@ -37,10 +37,12 @@ def kd_loss(
 class KD(Distiller):
     """Cross-entropy plus :func:`kd_loss`, with the weights of ``cfg.KD``."""
 
+    family, needs, year = "logits", "logits", 2015
     settings = {
         **loss_weights(CE_WEIGHT=0.1, KD_WEIGHT=0.9),
         "TEMPERATURE": Setting(4, positive, "softens both predictions", kind="real"),
     }
+    compares_logits = True
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)
@@ -54,6 +56,6 @@ class KD(Distiller):
         losses = {
             "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
             "loss_kd": self.kd_loss_weight
-            * kd_loss(logits_student, logits_teacher, self.temperature),
+            * kd_loss(*self.compared(logits_student, logits_teacher), self.temperature),
         }
         return logits_student, losses

@@ -122,6 +122,7 @@ class KDSVD(Distiller):
     of the maps after the stem.
     """
 
+    family, needs, year = "features", "maps", 2018
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),
         "K": Setting(1, at_least_one, "singular vectors of the teacher"),

@@ -7,6 +7,11 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdistiller.config import Setting, not_negative, positive
+
+from ._base import Distiller
+from ._common import need_argument
+from ._registry import distiller_dict
 from .KD import kd_loss
 from .LSKD import standardize
 
@@ -101,3 +106,49 @@ def mlkd_losses(
             ]
     of_samples, of_batch, of_classes = losses
     return of_samples, of_batch, of_classes
+
+
+@distiller_dict.register("MLKD")
+class MLKD(Distiller):
+    """Multi-level logit distillation, with the settings of ``cfg.MLKD``.
+
+    With DATASET.STRONG_VIEW the loader gives each image under strong augmentation, too, as
+    ``strong`` [B, 3, H, W]; the student sees one view after the other. Supervised loss
+    ``loss_ce``: cross-entropy, of both views. Distillation losses, see :func:`mlkd_losses`:
+    ``loss_kd`` (instances), ``loss_bc`` (batch), ``loss_cc`` (classes).
+    """
+
+    family, needs, year = "logits", "logits, a second view (option)", 2023
+    settings = {
+        "CE_WEIGHT": Setting(0.1, not_negative, "weight of the cross-entropy of each view"),
+        "KD_WEIGHT": Setting(0.9, not_negative, "weight of the distillation losses"),
+        "TEMPERATURE": Setting(4.0, positive, "the first of five; the others are 3, 5, 2, 6"),
+        "AS_CODED": Setting(
+            True,
+            doc="follow the authors' program, not their intent; see [differences](differences.md)",
+        ),
+    }
+    compares_logits = True
+    relates_images = True
+    distillation_losses = ("loss_kd", "loss_bc", "loss_cc")
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        self.ce_loss_weight = cfg.MLKD.CE_WEIGHT
+        self.kd_loss_weight = cfg.MLKD.KD_WEIGHT
+        self.temperature = cfg.MLKD.TEMPERATURE
+        self.as_coded = cfg.MLKD.AS_CODED
+        self.two_views = cfg.DATASET.STRONG_VIEW
+
+    def forward_train(self, image, target, **kwargs):
+        logits, _ = self.student(image)
+        weak, strong = (logits, self.forward_teacher(image)[0]), None
+        ce = self.cross_entropy(logits, target)
+        if self.two_views:
+            view = need_argument(kwargs, "strong", "MLKD")
+            strong = (self.student(view)[0], self.forward_teacher(view)[0])
+            ce = ce + self.cross_entropy(strong[0], target)
+        parts = mlkd_losses(weak, strong, self.temperature, self.standardized, self.as_coded)
+        weighted = (self.kd_loss_weight * part for part in parts)
+        losses = dict(zip(("loss_kd", "loss_bc", "loss_cc"), weighted, strict=True))
+        return logits, {"loss_ce": self.ce_loss_weight * ce, **losses}

@@ -45,6 +45,7 @@ class NST(Distiller):
     of the maps after the stem.
     """
 
+    family, needs, year = "features", "maps", 2017
     settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=50.0)
 
     def __init__(self, student, teacher, cfg) -> None:

@@ -92,6 +92,7 @@ class OFD(Distiller):
             BatchNorm layers come before them.
     """
 
+    family, needs, year = "features", "maps, connectors", 2019
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=0.001),
         "CONNECTOR.KERNEL_SIZE": Setting(1, at_least_one, "of the connectors' convolutions"),

@@ -40,6 +40,7 @@ class PKT(Distiller):
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`pkt_loss`.
     """
 
+    family, needs, year = "relations", "pooled features", 2018
     relates_images = True
     settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=30000.0)
 

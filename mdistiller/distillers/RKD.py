@@ -96,6 +96,7 @@ class RKD(Distiller):
     distances and angles together.
     """
 
+    family, needs, year = "relations", "pooled features", 2019
     relates_images = True
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),

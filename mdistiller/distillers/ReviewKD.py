@@ -141,6 +141,7 @@ class ReviewKD(Distiller):
             four lists do not fit together.
     """
 
+    family, needs, year = "features", "maps, fusion modules", 2021
     settings = {
         "CE_WEIGHT": Setting(1.0, doc="weight of the cross-entropy"),
         "REVIEWKD_WEIGHT": Setting(1.0, doc="weight of the distillation loss"),

@@ -39,6 +39,7 @@ class SP(Distiller):
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`sp_loss`.
     """
 
+    family, needs, year = "relations", "maps", 2019
     relates_images = True
     settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=3000.0)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdistiller.config import Setting, not_negative, positive
+
+from ._base import Distiller
 from ._common import divergence
+from ._registry import distiller_dict
 
 
 def transformed_divergence(
@@ -31,3 +37,42 @@ def transformed_divergence(
 def ttm_loss(logits_student: Tensor, logits_teacher: Tensor, gamma: float) -> Tensor:
     """Mean of the divergences of :func:`transformed_divergence`; scalar."""
     return transformed_divergence(logits_student, logits_teacher, gamma)[0].mean()
+
+
+class TransformedTeacher(Distiller):
+    """What TTM and WTTM share; a subclass says which node and which loss."""
+
+    compares_logits = True
+    node: str
+    loss: Callable[..., Tensor]
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        node = cfg[self.node]
+        self.ce_loss_weight = node.CE_WEIGHT
+        self.beta = node.BETA
+        self.gamma = node.GAMMA
+
+    def forward_train(self, image, target, **kwargs):
+        logits_student, _ = self.student(image)
+        logits_teacher, _ = self.forward_teacher(image)
+        pair = self.compared(logits_student, logits_teacher)
+        losses = {
+            "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
+            "loss_kd": self.beta * self.loss(*pair, self.gamma),
+        }
+        return logits_student, losses
+
+
+@distiller_dict.register("TTM")
+class TTM(TransformedTeacher):
+    """Cross-entropy plus BETA times :func:`ttm_loss`, with the settings of ``cfg.TTM``."""
+
+    family, needs, year = "logits", "logits", 2024
+    settings = {
+        "CE_WEIGHT": Setting(1.0, not_negative, "weight of the cross-entropy"),
+        "BETA": Setting(45.0, not_negative, "weight of the distillation loss"),
+        "GAMMA": Setting(0.1, positive, "power of the teacher's probabilities"),
+    }
+    node = "TTM"
+    loss = staticmethod(ttm_loss)

@@ -50,6 +50,7 @@ class VID(Distiller):
     ``cfg.VID.LEARN_VARIANCE`` they are trained and saved, as in the paper.
     """
 
+    family, needs, year = "features", "maps, regressors", 2019
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),
         "EPS": Setting(1e-5, doc="added to the predicted variances"),

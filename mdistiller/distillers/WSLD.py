@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdistiller.config import Setting, not_negative, positive
+
+from ._base import Distiller
+from ._registry import distiller_dict
+
 _EPS = 1e-7
 
 
@@ -41,3 +46,37 @@ def wsld_loss(
     p_t = F.softmax(logits_teacher / temperature, dim=1)
     log_p_s = F.log_softmax(logits_student / temperature, dim=1)
     return -(weights * (p_t * log_p_s).sum(dim=1)).mean() * temperature**2
+
+
+@distiller_dict.register("WSLD")
+class WSLD(Distiller):
+    """Cross-entropy plus ALPHA times :func:`wsld_loss`, with the settings of ``cfg.WSLD``.
+
+    The samples' weights are those of the logits as they are, also where
+    DISTILLER.LOGIT_STANDARDIZATION changes what is compared.
+    """
+
+    family, needs, year = "logits", "logits", 2021
+    settings = {
+        "CE_WEIGHT": Setting(1.0, not_negative, "weight of the cross-entropy"),
+        "ALPHA": Setting(2.25, not_negative, "weight of the distillation loss"),
+        "TEMPERATURE": Setting(4.0, positive, "softens both predictions"),
+    }
+    compares_logits = True
+
+    def __init__(self, student, teacher, cfg) -> None:
+        super().__init__(student, teacher, cfg)
+        self.ce_loss_weight = cfg.WSLD.CE_WEIGHT
+        self.alpha = cfg.WSLD.ALPHA
+        self.temperature = cfg.WSLD.TEMPERATURE
+
+    def forward_train(self, image, target, **kwargs):
+        logits_student, _ = self.student(image)
+        logits_teacher, _ = self.forward_teacher(image)
+        weights = wsld_weights(logits_student, logits_teacher, target)
+        pair = self.compared(logits_student, logits_teacher)
+        losses = {
+            "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
+            "loss_kd": self.alpha * wsld_loss(*pair, weights, self.temperature),
+        }
+        return logits_student, losses

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.config import Config, Settings
+from mdistiller.errors import ConfigError
+
+from .LSKD import standardize
 
 
 class Distiller(nn.Module):
@@ -34,12 +37,18 @@ class Distiller(nn.Module):
     # Become the node of the configuration that has the name under which the class is registered.
     settings: Settings = {}
 
+    # For lists: the kind of method, what it needs of the networks and beside them, its year.
+    family, needs, year = "", "", 0
+
     supervised_losses: tuple[str, ...] = ("loss_ce",)
     distillation_losses: tuple[str, ...] = ("loss_kd",)
 
     # Whether the method contrasts images (CRD): the loader then draws samples as the node CRD
     # says, and the constructor takes the number of training images.
     needs_contrast = False
+
+    # Whether the distillation loss compares the two networks' logits.
+    compares_logits = False
 
     # Whether each process of a training may see its part of a batch only (torchrun).
     data_parallel = True
@@ -55,6 +64,15 @@ class Distiller(nn.Module):
         Raises:
             ConfigError: one line that begins with the key.
         """
+        cls._check_standardization(cfg)
+
+    @classmethod
+    def _check_standardization(cls, cfg: Config) -> None:
+        if cfg.DISTILLER.LOGIT_STANDARDIZATION and not cls.compares_logits:
+            raise ConfigError(
+                "DISTILLER.LOGIT_STANDARDIZATION works for methods that compare logits, such as "
+                f"KD and DKD; {cls.__name__} does not, so set it to False"
+            )
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module | None, cfg: Config | None = None
@@ -64,6 +82,9 @@ class Distiller(nn.Module):
         self.teacher = teacher
         # What forward_teacher calls; a trainer may put a faster equivalent here.
         self.run_teacher: Callable[[Tensor], tuple[Tensor, Any]] | None = None
+        self.standardized = cfg is not None and bool(cfg.DISTILLER.LOGIT_STANDARDIZATION)
+        if cfg is not None:
+            self._check_standardization(cfg)
         self.label_smoothing = 0.0 if cfg is None else float(cfg.SOLVER.LABEL_SMOOTHING)
 
     def train(self, mode: bool = True) -> Distiller:
@@ -82,6 +103,13 @@ class Distiller(nn.Module):
         """The teacher of a method that has one."""
         assert self.teacher is not None, f"{type(self).__name__} was made without a teacher"
         return self.teacher
+
+    def compared(self, *logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits, each [B, C], as the distillation loss compares them.
+
+        With DISTILLER.LOGIT_STANDARDIZATION they are standardised (arXiv:2403.01427).
+        """
+        return tuple(map(standardize, logits)) if self.standardized else logits
 
     @torch.no_grad()
     def forward_teacher(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:

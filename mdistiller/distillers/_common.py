@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mdistiller.config import Setting
 from mdistiller.errors import ConfigError
+from mdistiller.models.heads import last_map
 
 
 def loss_weights(**weights: float) -> dict[str, Setting]:
@@ -68,6 +69,24 @@ def need_feature(features: Mapping[str, Any], key: str, network: nn.Module, meth
             f"{', '.join(features)}; choose another network or another method"
         )
     return features[key]
+
+
+def check_last_map(network: nn.Module, size: Sequence[int], method: str) -> Tensor:
+    """The map of one black image that the classifier pools; only its shape means something.
+
+    Raises:
+        ConfigError: the network does not return that map.
+    """
+    features = probe(network, size)
+    found = last_map(features)
+    pooled = found.mean((2, 3)) if found.dim() == 4 else found
+    wanted = features["pooled_feat"].flatten(1)
+    if pooled.shape != wanted.shape or not torch.allclose(pooled, wanted, rtol=1e-3, atol=1e-5):
+        raise ConfigError(
+            f"{method} needs the map that the classifier pools, which {type(network).__name__} "
+            "does not return among its features; choose another network or another method"
+        )
+    return found
 
 
 def need_argument(kwargs: Mapping[str, Any], key: str, method: str) -> Any:

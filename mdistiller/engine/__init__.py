@@ -12,8 +12,11 @@ from .trainers.balancing import (
 from .trainers.base import BaseTrainer
 from .trainers.crossbatch import CrossBatchTrainer
 from .trainers.dot import CRDDOTTrainer, CRDTrainer, DistillationOrientedTrainer, DOTTrainer
+from .trainers.fading import ConfidenceGateTrainer, LinearFadeTrainer
 from .trainers.multitask import MultitaskTrainer
 from .trainers.replay import ReplayTrainer
+from .trainers.scalarized import ScalarizedTrainer
+from .trainers.two_batch import TwoBatchTrainer
 
 trainer_dict = MethodRegistry("trainer", "SOLVER.TRAINER", str.upper)
 trainer_dict.update(
@@ -27,6 +30,10 @@ trainer_dict.update(
     uncertainty=UncertaintyTrainer,
     gradient_cosine=GradientCosineTrainer,
     distill_decay=DistillDecayTrainer,
+    linear_fade=LinearFadeTrainer,
+    confidence_gate=ConfidenceGateTrainer,
+    two_batch=TwoBatchTrainer,
+    scalarized=ScalarizedTrainer,
     replay=ReplayTrainer,
 )
 

@@ -24,13 +24,15 @@ DeviceTransform = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 @dataclass
 class Batch:
-    """One step's images and what is known of them; the first four as a loader yields them.
+    """One step's images and what is known of them; the first five as a loader yields them.
 
     Attributes:
         image: [B, 3, H, W].
         target: class labels [B].
         index: positions in the training set [B]; None where the loader gives none.
-        contrastive_index: [B, K + 1]; None for a method that contrasts nothing.
+        contrastive_index: [B, K + 1]; None, or without columns, for a method that contrasts
+            nothing.
+        strong: the images under strong augmentation [B, 3, H, W] (DATASET.STRONG_VIEW).
         step: number of the step in the whole run, from 0.
         fraction: this process's part of the images of all processes; 0 for a stand-in.
         auxiliary: a second batch (its image, target and fraction), where the step uses one.
@@ -40,6 +42,7 @@ class Batch:
     target: Tensor
     index: Tensor | None = None
     contrastive_index: Tensor | None = None
+    strong: Tensor | None = None
     step: int = 0
     fraction: float = 1.0
     auxiliary: Batch | None = None
@@ -48,16 +51,18 @@ class Batch:
     def of(cls, tensors: tuple[Tensor, ...], step: int, fraction: float) -> Batch:
         """A step's batch from what a loader has yielded."""
         image, target, *more = tensors
-        index, contrastive_index = [*more, None, None][: max(2, len(more))]
-        return cls(image, target, index, contrastive_index, step, fraction)
+        index, contrastive_index, strong = [*more, None, None, None][: max(3, len(more))]
+        return cls(image, target, index, contrastive_index, strong, step, fraction)
 
     def inputs(self, epoch: int) -> dict[str, Any]:
         """A distiller's keyword arguments: what there is of this batch, and the epoch."""
         found: dict[str, Any] = {"image": self.image, "target": self.target, "epoch": epoch}
         if self.index is not None:
             found["index"] = self.index
-        if self.contrastive_index is not None:
+        if self.contrastive_index is not None and self.contrastive_index.shape[1]:
             found["contrastive_index"] = self.contrastive_index
+        if self.strong is not None:
+            found["strong"] = self.strong
         return found
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -113,8 +118,9 @@ def to_device(
     layout: torch.memory_format,
 ) -> tuple[Tensor, ...]:
     """A loader's tensors on ``device``, the images in the student's type and memory format."""
-    image, *rest = (x.to(device, non_blocking=True) for x in data)
-    return image.to(dtype, memory_format=layout), *rest
+    moved = (x.to(device, non_blocking=True) for x in data)
+    # Images are the only tensors of four dimensions.
+    return tuple(x.to(dtype, memory_format=layout) if x.dim() == 4 else x for x in moved)
 
 
 def epoch_of(loader: Batches, epoch: int, start: int = 0) -> Iterable:

@@ -262,5 +262,6 @@ class Loop:
             amp="bf16" if uses_bf16(trainer.cfg.SOLVER.AMP, trainer.device) else "off",
             best=self._checkpoints.best,
             seconds=self._checkpoints.seconds,
+            student_parameters=sum(p.numel() for p in trainer.distiller.student.parameters()),
             **trainer.extra_results,
         )

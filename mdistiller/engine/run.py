@@ -174,6 +174,7 @@ def evaluate_checkpoint(
         "ckpt": ckpt or "pretrain",
         "dataset": dataset,
         "images": len(val_loader.dataset),
+        "parameters": sum(p.numel() for p in network.parameters()),
         "top1": top1,
         "top5": top5,
         "loss": loss,

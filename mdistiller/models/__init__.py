@@ -5,7 +5,7 @@ Every network maps images [B, 3, H, W] to ``(logits, features)``; ``features`` i
 the MobileNetV2 have none) and ``pooled_feat`` (the classifier's input).
 """
 
-from .checkpoints import load_weights, read_checkpoint, read_state_dict
+from .checkpoints import load_network, load_weights, read_checkpoint, read_state_dict
 from .cifar import cifar_model_dict, tiny_imagenet_model_dict
 from .imagenet import imagenet_model_dict
 from .teachers import PUBLISHED_TOP1
@@ -14,6 +14,7 @@ __all__ = [
     "PUBLISHED_TOP1",
     "cifar_model_dict",
     "imagenet_model_dict",
+    "load_network",
     "load_weights",
     "read_checkpoint",
     "read_state_dict",

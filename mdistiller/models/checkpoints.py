@@ -11,7 +11,7 @@ import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mdistiller.errors import CheckpointError
+
+from .heads import shaped_like
 
 # Under which keys programs keep a network's weights, the likeliest first.
 _WEIGHTS = (
@@ -45,15 +47,33 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         CheckpointError: the file cannot be read or is of another network. The model is then
             unchanged.
     """
-    own, first = model.state_dict(), list[str]()
+    _load_first(path, lambda state: model)
+
+
+def load_network(model: nn.Module, path: str | Path) -> nn.Module:
+    """As :func:`load_weights`, but with the classifier that the file is for, which is returned.
+
+    See :func:`~mdistiller.models.heads.shaped_like`; without a sign of another one this is
+    ``model`` itself.
+    """
+    return _load_first(path, lambda state: shaped_like(model, state))
+
+
+def _load_first(path: str | Path, network: Callable[[dict[str, Tensor]], nn.Module]) -> nn.Module:
+    """The network for the first reading of ``path`` that fits it, with these weights."""
+    first: tuple[nn.Module, list[str]] | None = None
     for state in _readings(path, read_checkpoint(path)):
-        problems = _differences(own, state)
+        model = network(state)
+        problems = _differences(model.state_dict(), state)
         if not problems:
             model.load_state_dict(state)
-            return
-        first = first or problems
+            return model
+        first = first or (model, problems)
+    # A file without any reading has been refused before.
+    assert first is not None
+    model, problems = first
     raise CheckpointError(
-        f"{path} does not fit {type(model).__name__}: {'; '.join(first)}; use the "
+        f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}; use the "
         "architecture and the data set that the file was trained with"
     )
 

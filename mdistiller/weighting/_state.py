@@ -76,8 +76,8 @@ def _encode(value: Any) -> dict[str, Any]:
         return {"kind": "dtype", "value": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
         return {"kind": "device", "value": None}
-    if isinstance(value, tuple):
-        return {"kind": "tuple", "value": [_encode(v) for v in value]}
+    if isinstance(value, (tuple, list)):
+        return {"kind": type(value).__name__, "value": [_encode(v) for v in value]}
     raise _Unsupported(type(value).__name__)
 
 
@@ -93,6 +93,6 @@ def _decode(entry: dict[str, Any], device: torch.device) -> Any:
         return getattr(torch, value)
     if kind == "device":
         return device
-    if kind == "tuple":
-        return tuple(_decode(v, device) for v in value)
+    if kind in ("tuple", "list"):
+        return {"tuple": tuple, "list": list}[kind](_decode(v, device) for v in value)
     return value

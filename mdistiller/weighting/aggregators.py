@@ -150,17 +150,8 @@ class PairAggregator:
         self._restore(self._module, state["state"])
 
     def _build(self) -> Aggregator:
-        names = inspect.signature(self._class).parameters
-        try:
-            bound = inspect.signature(self._class).bind(**self._arguments)
-            return self._class(**{k: self._tensors(v) for k, v in bound.arguments.items()})
-        except ImportError as error:
-            raise ValueError(f"method {self.method}: {_one_line(error)}") from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"method {self.method}: {_one_line(error)}; "
-                f"its arguments: {', '.join(names) or 'none'}"
-            ) from None
+        tensors = {k: self._tensors(v) for k, v in self._arguments.items()}
+        return checked_call(self._class, self.method, tensors)
 
     def _tensors(self, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
@@ -220,6 +211,24 @@ class PairAggregator:
                 f"method {self.method} has a state that cannot be saved, so that its runs could "
                 "not be resumed; choose another method"
             )
+
+
+def checked_call(cls: type, method: str, arguments: dict[str, Any]) -> Any:
+    """``cls(**arguments)``, an object of torchjd.
+
+    Raises:
+        ValueError: a bad argument or a missing package; one line that names ``method``.
+    """
+    names = inspect.signature(cls).parameters
+    try:
+        inspect.signature(cls).bind(**arguments)
+        return cls(**arguments)
+    except ImportError as error:
+        raise ValueError(f"method {method}: {_one_line(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"method {method}: {_one_line(error)}; its arguments: {', '.join(names) or 'none'}"
+        ) from None
 
 
 def _look_up(method: str) -> type[Aggregator]:

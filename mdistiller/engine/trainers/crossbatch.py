@@ -152,7 +152,7 @@ class CrossBatchTrainer(BaseTrainer):
         # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
         first = self.first_step(epoch)
         drawn = sum(map(self._solves, range(first, first + start)))
-        auxiliary = _endless(loader, epoch, drawn)
+        auxiliary = endless(loader, epoch, drawn)
         place, alone = self.device_transform(), self.world.size == 1
         for batch in super().batches(epoch, start):
             # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
@@ -271,7 +271,7 @@ def _auxiliary_stream(train_loader: Batches, reference: str, batch_size: int) ->
     return getattr(train_loader, method)(name, batch_size or None)
 
 
-def _endless(loader: Batches, epoch: int, start: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+def endless(loader: Batches, epoch: int, start: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """Batches of ``loader`` without end from number ``start`` on, as a function of ``epoch``.
 
     Each comes with its number (from 0) in its pass.
