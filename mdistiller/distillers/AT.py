@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mdistiller.config import Setting, positive
+from mdistiller.config import Config, Setting, positive
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
@@ -51,7 +52,7 @@ class AT(Distiller):
         "P": Setting(2, positive, "power of the activations in an attention map", kind="real"),
     }
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.p = cfg.AT.P
         if self.p < 1:
@@ -61,7 +62,9 @@ class AT(Distiller):
         self.ce_loss_weight = cfg.AT.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.AT.LOSS.FEAT_WEIGHT
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         losses = {

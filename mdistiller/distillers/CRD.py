@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdistiller.config import Setting, at_least_one, below_one, one_of, positive
+from mdistiller.config import Config, Setting, at_least_one, below_one, one_of, positive
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
@@ -138,7 +139,7 @@ class CRD(Distiller):
     # The memory bank and its normalising constants would differ between processes.
     data_parallel = False
 
-    def __init__(self, student, teacher, cfg, num_data: int) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config, num_data: int) -> None:
         super().__init__(student, teacher, cfg)
         feat, nce = cfg.CRD.FEAT, cfg.CRD.NCE
         self.ce_loss_weight = cfg.CRD.LOSS.CE_WEIGHT
@@ -148,22 +149,24 @@ class CRD(Distiller):
         self.embed_t = Embed(feat.TEACHER_DIM, feat.DIM)
         self.contrast = ContrastMemory(feat.DIM, num_data, nce.K, nce.TEMPERATURE, nce.MOMENTUM)
 
-    def get_learnable_parameters(self):
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + self._own_parameters()
 
-    def get_extra_parameters(self):
+    def get_extra_parameters(self) -> int:
         return count([*self._own_parameters(), *self.contrast.buffers()])
 
     def _own_parameters(self) -> list[nn.Parameter]:
         return [*self.embed_s.parameters(), *self.embed_t.parameters()]
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         index = need_argument(kwargs, "index", "CRD")
         contrastive_index = need_argument(kwargs, "contrastive_index", "CRD")
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         v_s = self._embed("STUDENT", self.embed_s, self.student, feature_s)
-        v_t = self._embed("TEACHER", self.embed_t, self.teacher, feature_t)
+        v_t = self._embed("TEACHER", self.embed_t, self.own_teacher, feature_t)
         contrasts = self.contrast(v_s, v_t, index, contrastive_index)
         losses = {
             "loss_ce": self.ce_loss_weight * self.cross_entropy(logits, target),

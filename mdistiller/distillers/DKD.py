@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
-from mdistiller.config import Setting, positive
+from torch import Tensor, nn
+
+from mdistiller.config import Config, Setting, positive
 
 from ._base import Distiller
 from ._common import divergence, need_argument, split_target, warmup_factor
@@ -60,7 +62,7 @@ class DKD(Distiller):
     }
     compares_logits = True
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.ce_loss_weight = cfg.DKD.CE_WEIGHT
         self.alpha = cfg.DKD.ALPHA
@@ -68,7 +70,9 @@ class DKD(Distiller):
         self.temperature = cfg.DKD.T
         self.warmup = cfg.DKD.WARMUP
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         factor = warmup_factor(need_argument(kwargs, "epoch", "DKD"), self.warmup)
         logits_student, _ = self.student(image)
         logits_teacher, _ = self.forward_teacher(image)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any
 
-from mdistiller.config import Setting, not_negative
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdistiller.config import Config, Setting, not_negative
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
@@ -31,7 +34,7 @@ class FitNet(Distiller):
         "INPUT_SIZE": Setting((32, 32), doc="height and width of the images"),
     }
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.ce_loss_weight = cfg.FITNET.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.FITNET.LOSS.FEAT_WEIGHT
@@ -45,13 +48,15 @@ class FitNet(Distiller):
                 )
         self.conv_reg = ConvReg(shapes_s[self.hint_layer], shapes_t[self.hint_layer])
 
-    def get_learnable_parameters(self):
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.conv_reg.parameters())
 
-    def get_extra_parameters(self):
+    def get_extra_parameters(self) -> int:
         return count(self.conv_reg.parameters())
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         hint = self.conv_reg(feature_s["feats"][self.hint_layer])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import Any
 
-from mdistiller.config import Setting, positive
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdistiller.config import Config, Setting, positive
 
 from ._base import Distiller
 from ._common import divergence, loss_weights
@@ -44,13 +46,15 @@ class KD(Distiller):
     }
     compares_logits = True
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.temperature = cfg.KD.TEMPERATURE
         self.ce_loss_weight = cfg.KD.LOSS.CE_WEIGHT
         self.kd_loss_weight = cfg.KD.LOSS.KD_WEIGHT
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits_student, _ = self.student(image)
         logits_teacher, _ = self.forward_teacher(image)
         losses = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mdistiller.config import Setting, at_least_one
+from mdistiller.config import Config, Setting, at_least_one
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
@@ -128,13 +129,15 @@ class KDSVD(Distiller):
         "K": Setting(1, at_least_one, "singular vectors of the teacher"),
     }
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.k = cfg.KDSVD.K
         self.ce_loss_weight = cfg.KDSVD.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.KDSVD.LOSS.FEAT_WEIGHT
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         maps_s, maps_t = feature_s["feats"][1:], feature_t["feats"][1:]

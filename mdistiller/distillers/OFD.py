@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdistiller.config import Setting, at_least_one
+from mdistiller.config import Config, Setting, at_least_one
 from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
 
@@ -101,7 +101,7 @@ class OFD(Distiller):
         ),
     }
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.teacher_train_mode = cfg.OFD.TEACHER_TRAIN_MODE
         self.ce_loss_weight = cfg.OFD.LOSS.CE_WEIGHT
@@ -144,10 +144,10 @@ class OFD(Distiller):
             self.own_teacher.train(mode)
         return self
 
-    def get_learnable_parameters(self):
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.connectors.parameters())
 
-    def get_extra_parameters(self):
+    def get_extra_parameters(self) -> int:
         return count(self.connectors.parameters())
 
     def ofd_loss(self, maps_s: Sequence[Tensor], maps_t: Sequence[Tensor]) -> Tensor:
@@ -157,7 +157,9 @@ class OFD(Distiller):
         distances = [ofd_stage_loss(f_s, _resized(f_t, f_s), margin) for f_s, f_t, margin in pairs]
         return sum(d / 2 ** (n - 1 - i) for i, d in enumerate(distances)) / len(maps_s[-1])
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         losses = {

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mdistiller.config import Config
 
 from ._base import Distiller
 from ._common import loss_weights
@@ -44,12 +48,14 @@ class PKT(Distiller):
     relates_images = True
     settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=30000.0)
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.ce_loss_weight = cfg.PKT.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.PKT.LOSS.FEAT_WEIGHT
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         losses = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mdistiller.config import Setting
+from mdistiller.config import Config, Setting
 
 from ._base import Distiller
 from ._common import loss_weights
@@ -106,7 +108,7 @@ class RKD(Distiller):
         "PDIST.SQUARED": Setting(False, doc="squared distances"),
     }
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.distance_weight = cfg.RKD.DISTANCE_WEIGHT
         self.angle_weight = cfg.RKD.ANGLE_WEIGHT
@@ -115,7 +117,9 @@ class RKD(Distiller):
         self.eps = cfg.RKD.PDIST.EPSILON
         self.squared = cfg.RKD.PDIST.SQUARED
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         relations = rkd_loss(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdistiller.config import Setting
+from mdistiller.config import Config, Setting
 from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
 
@@ -151,7 +151,7 @@ class ReviewKD(Distiller):
         "STU_PREACT": Setting(False, doc="the student's maps before the activation"),
     }
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.ce_loss_weight = cfg.REVIEWKD.CE_WEIGHT
         self.reviewkd_loss_weight = cfg.REVIEWKD.REVIEWKD_WEIGHT
@@ -199,10 +199,10 @@ class ReviewKD(Distiller):
         maps = need_feature(features, "preact_feats", self.own_teacher, "REVIEWKD")
         return [*maps[1:], as_map(features["pooled_feat"])]
 
-    def get_learnable_parameters(self):
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.abfs.parameters())
 
-    def get_extra_parameters(self):
+    def get_extra_parameters(self) -> int:
         return count(self.abfs.parameters())
 
     def review(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -215,7 +215,9 @@ class ReviewKD(Distiller):
             results.insert(0, result)
         return results
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         factor = warmup_factor(need_argument(kwargs, "epoch", "REVIEWKD"), self.warmup_epochs)
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdistiller.config import Setting
+from mdistiller.config import Config, Setting
 from mdistiller.errors import ConfigError
 
 from ._base import Distiller
@@ -61,7 +62,7 @@ class VID(Distiller):
         ),
     }
 
-    def __init__(self, student, teacher, cfg) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)
         self.ce_loss_weight = cfg.VID.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.VID.LOSS.FEAT_WEIGHT
@@ -82,16 +83,18 @@ class VID(Distiller):
         x = variance - self.eps
         return x + math.log(-math.expm1(-x))  # inverse of softplus, for large x too
 
-    def get_learnable_parameters(self):
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + self._own_parameters()
 
-    def get_extra_parameters(self):
+    def get_extra_parameters(self) -> int:
         return count(self._own_parameters())
 
     def _own_parameters(self) -> list[nn.Parameter]:
         return [*self.regressors.parameters(), *self.log_scales.parameters()]
 
-    def forward_train(self, image, target, **kwargs):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, feature_s = self.student(image)
         _, feature_t = self.forward_teacher(image)
         stages = zip(

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mdistiller.config import Config
+
 from ._base import Distiller
 from ._registry import distiller_dict
 
@@ -17,9 +19,11 @@ class Vanilla(Distiller):
     supervised_losses = ("ce",)
     distillation_losses = ()
 
-    def __init__(self, student: nn.Module, teacher: None = None, cfg: Any = None) -> None:
+    def __init__(self, student: nn.Module, teacher: None = None, cfg: Config | None = None) -> None:
         super().__init__(student, None, cfg)
 
-    def forward_train(self, image: Tensor, target: Tensor, **kwargs: Any):
+    def forward_train(
+        self, image: Tensor, target: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, _ = self.student(image)
         return logits, {"ce": self.cross_entropy(logits, target)}
