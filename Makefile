@@ -27,9 +27,7 @@ demo: $(VENV)/.installed
 		--cfg configs/digits/demo/kd.yaml configs/digits/demo/crossbatch_kd.yaml \
 		--seeds $(SEEDS) --workers $(WORKERS)
 
-test: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 # Everything, also the proofs on many cases, of which "make test" has one each.
@@ -64,10 +62,11 @@ audit: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .coverage .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(LOWEST) .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
