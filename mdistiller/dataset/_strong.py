@@ -83,7 +83,7 @@ def _affine(x: Tensor, matrix: Tensor) -> Tensor:
     return moved.to(torch.uint8)
 
 
-def _matrix(v: Tensor, **entries: Tensor | int) -> Tensor:
+def _matrix(v: Tensor, **entries: Tensor) -> Tensor:
     """[B, 2, 3], the identity but for ``entries`` (a, b, c in the first row, d, e, f)."""
     zero, one = torch.zeros_like(v), torch.ones_like(v)
     values = {"a": one, "b": zero, "c": zero, "d": zero, "e": one, "f": zero, **entries}

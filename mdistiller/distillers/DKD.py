@@ -76,8 +76,8 @@ class DKD(Distiller):
         factor = warmup_factor(need_argument(kwargs, "epoch", "DKD"), self.warmup)
         logits_student, _ = self.student(image)
         logits_teacher, _ = self.forward_teacher(image)
-        pair = self.compared(logits_student, logits_teacher)
-        decoupled = dkd_loss(*pair, target, self.alpha, self.beta, self.temperature)
+        mine, theirs = self.compared(logits_student, logits_teacher)
+        decoupled = dkd_loss(mine, theirs, target, self.alpha, self.beta, self.temperature)
         losses = {
             "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
             "loss_kd": factor * decoupled,

@@ -57,9 +57,9 @@ class KD(Distiller):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits_student, _ = self.student(image)
         logits_teacher, _ = self.forward_teacher(image)
+        mine, theirs = self.compared(logits_student, logits_teacher)
         losses = {
             "loss_ce": self.ce_loss_weight * self.cross_entropy(logits_student, target),
-            "loss_kd": self.kd_loss_weight
-            * kd_loss(*self.compared(logits_student, logits_teacher), self.temperature),
+            "loss_kd": self.kd_loss_weight * kd_loss(mine, theirs, self.temperature),
         }
         return logits_student, losses

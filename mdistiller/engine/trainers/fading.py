@@ -46,7 +46,9 @@ class ConfidenceGateTrainer(WeightedSumTrainer):
         super().__init__(*args, **kwargs)
         self._confidence: list[Tensor] = []
         self._forward_teacher = self.distiller.forward_teacher
-        self.distiller.forward_teacher = self._watched
+        # For this training alone: the instance's own stands before the class's.
+        watched: Any = self.distiller
+        watched.forward_teacher = self._watched
 
     def _watched(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         logits, features = self._forward_teacher(image)

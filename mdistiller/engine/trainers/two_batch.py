@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from mdistiller.config import Config, Setting, not_negative, one_of
 from mdistiller.distillers._frozen import frozen_buffers
 from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.engine.runtime.distributed import fraction_of
+from mdistiller.engine.runtime.loaders import Batches
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import gramian, pair_statistics
 from mdistiller.weighting.aggregators import parse_arguments
@@ -80,7 +81,7 @@ class TwoBatchTrainer(BaseTrainer):
         self.other_loader = self.train_loader.stream(STREAM, node.BATCH_SIZE or None, **options)
         self._gradients = GradientRows(self.distiller, 4)
 
-    def share_streams(self, share: Callable[[Hashable, Iterable], Iterable]) -> None:
+    def share_streams(self, share: Callable[[Hashable, Batches], Batches]) -> None:
         super().share_streams(share)
         loader = self.other_loader
         key = (STREAM, getattr(loader, "batch_size", None), self._others)
@@ -104,8 +105,10 @@ class TwoBatchTrainer(BaseTrainer):
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
         second = batch.auxiliary
+        assert second is not None  # as batches() makes them
         if self.update == "third":
             first, second = second, second.auxiliary
+            assert second is not None
             self._write(FIRST, first, epoch)
             self._write(SECOND, second, epoch)
             products, weights = self._solve(1.0)

@@ -99,7 +99,7 @@ _LS = {"DISTILLER.LOGIT_STANDARDIZATION": True}
 _MLKD = {"DATASET.STRONG_VIEW": True, "SOLVER.EPOCHS": 480, "SOLVER.LR": 0.025}
 _MLKD_SMALL = {"SOLVER.EPOCHS": 10, "SOLVER.LR": 0.025}
 _DKD_BETA = (2.0, 8.0, 6.0, 6.0)
-_TWO_VIEWS = {"epochs": 480, "views": 2, "note": "480 epochs, two views"}
+_TWO_VIEWS: dict[str, Any] = {"epochs": 480, "views": 2, "note": "480 epochs, two views"}
 _LSKD = "LSKD's README"
 _LSKD_TABLE = "LSKD's table, copied"
 
