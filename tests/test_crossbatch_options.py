@@ -12,7 +12,7 @@ from mdistiller.dataset import ArrayLoader, Recipe, get_dataset
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine.cfg import CFG
 from mdistiller.engine.check import check_config
-from mdistiller.engine.trainers.crossbatch import _endless, _pass_number
+from mdistiller.engine.trainers.crossbatch import _pass_number, endless
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import CrossBatchWeighting, gramian
 
@@ -98,10 +98,10 @@ def test_more_passes_than_thousand_in_an_epoch():
         def set_epoch(self, epoch):
             self[:] = [epoch]
 
-    epochs = [[b for _, b in islice(_endless(One([0]), e, 0), 2500)] for e in (1, 2, 3)]
+    epochs = [[b for _, b in islice(endless(One([0]), e, 0), 2500)] for e in (1, 2, 3)]
     assert len({number for numbers in epochs for number in numbers}) == 3 * 2500
     assert epochs[1][:3] == [1001, 1002, 1003]  # as before there were so many
-    assert next(_endless(One([0]), 2, 2499)) == (0, epochs[1][2499])
+    assert next(endless(One([0]), 2, 2499)) == (0, epochs[1][2499])
     assert _pass_number(1, 0) == 1
 
 
