@@ -94,7 +94,8 @@ def build_trainer(
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
     )
-    wrong = train_loader.wrong_labels
+    # A loader of somebody's own need not know of it.
+    wrong = getattr(train_loader, "wrong_labels", None)
     if cfg.DATASET.LABEL_NOISE and wrong is not None:
         trainer.extra_results["wrong_labels"] = 100 * wrong
         say(
