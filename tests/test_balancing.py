@@ -89,6 +89,8 @@ def test_every_trainer_trains_every_method(tmp_path, method):
             *("SOLVER.TRAINER", name, "DISTILLER.TYPE", method, "SOLVER.WEIGHT_DECAY", 0.0),
             *("SOLVER.LR", 0.01, "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]"),
             *("CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 8),
+            # 0 as shipped: without a supervised gradient there is no cosine to go by.
+            *("SIMKD.CE_WEIGHT", 1.0),
             *("MULTITASK.METHOD", "PCGrad", "UNCERTAINTY.LR", 0.1),
         )
         torch.manual_seed(1)
