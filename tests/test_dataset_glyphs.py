@@ -320,5 +320,5 @@ def test_a_training(built, tmp_path, capsys):
 
 def test_font_libraries_are_requirements():
     """Pillow and fontTools are requirements of their own, not by way of another package."""
-    lines = (Path(font_packages.__file__).parents[2] / "requirements.txt").read_text()
+    lines = (Path(font_packages.__file__).parents[3] / "requirements.txt").read_text()
     assert "pillow>=" in lines and "fonttools>=" in lines
