@@ -360,8 +360,11 @@ def test_batches_of_another_size_wait_for_the_end_of_the_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_other_signals_that_end_a_run_save_its_step(tmp_path, name):
+def test_other_signals_that_end_a_run_save_its_step(tmp_path, name, request):
     number = getattr(signal, name)
+    # Tests under nohup ignore SIGHUP, and a run leaves what is ignored alone.
+    before = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, before))
     part = build(tmp_path, "vanilla")
     stop_after(part, 3, number)
     with pytest.raises(InterruptedRun, match=f"{name} in epoch 1 after step 3") as ended:
