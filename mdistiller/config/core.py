@@ -32,6 +32,13 @@ _project = Rule(
     f"a folder's name, not empty, not .. and at most {_LONGEST_NAME} bytes long",
 )
 
+_fractions = Rule(
+    lambda v: len(v) in (0, 3) and all(0 <= x <= 1 for x in v), "empty, or three numbers in [0, 1]"
+)
+_positive_fractions = Rule(
+    lambda v: len(v) in (0, 3) and all(0 < x <= 1 for x in v), "empty, or three numbers in (0, 1]"
+)
+
 CORE: dict[str, Settings] = {
     "EXPERIMENT": {
         "PROJECT": Setting("distill", _project, "folder below LOG.PREFIX", False),
@@ -55,6 +62,28 @@ CORE: dict[str, Settings] = {
             doc="where data sets lie and are downloaded to",
             affects_result=False,
             kind="path",
+        ),
+        "IMAGE_SIZE": Setting(
+            0,
+            not_negative,
+            "image_folder: height and width in pixels to which images are brought, at least 32; 0 "
+            "for the other sets, which have their own",
+        ),
+        "MEAN": Setting(
+            [],
+            _fractions,
+            "image_folder: mean of red, green and blue, of values in 0..1; empty: computed once "
+            "over the training images and kept beside them",
+            kind="real",
+        ),
+        "STD": Setting(
+            [], _positive_fractions, "image_folder: their standard deviations", kind="real"
+        ),
+        "AUGMENT": Setting(
+            "crop_flip",
+            one_of("none", "crop_flip", "randaugment"),
+            "image_folder: crop_flip: shifted by up to an eighth of the size, and half of the time "
+            "mirrored; randaugment: RandAugment on top; none: for signs and text",
         ),
         "NUM_WORKERS": Setting(
             2,

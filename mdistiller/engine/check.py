@@ -8,6 +8,7 @@ from typing import Any
 
 from mdistiller.config import Config
 from mdistiller.config.cfg import CROSSBATCH_PREFIX, check_values, naming_sources, resolved
+from mdistiller.config.table import TABLE
 from mdistiller.dataset import dataset_dict, model_dict_for, validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CrossBatchDistiller, distiller_dict
@@ -50,7 +51,7 @@ def _check_names(cfg: Config) -> None:
     _look_up("DISTILLER.TYPE", distiller_dict, cfg.DISTILLER.TYPE)
     _look_up("SOLVER.TRAINER", trainer_dict, cfg.SOLVER.TRAINER)
     _look_up("SOLVER.TYPE", optimizer_dict, cfg.SOLVER.TYPE)
-    models = model_dict_for(cfg.DATASET.TYPE)
+    models = model_dict_for(cfg.DATASET.TYPE, cfg.DATASET.IMAGE_SIZE)
     _look_up("DISTILLER.STUDENT", models, cfg.DISTILLER.STUDENT)
     if cfg.DISTILLER.TYPE != "NONE":
         _look_up("DISTILLER.TEACHER", models, cfg.DISTILLER.TEACHER)
@@ -64,7 +65,15 @@ def _look_up(key: str, registry: Mapping[str, Any], name: str) -> None:
 
 
 def _check_data(cfg: Config) -> None:
-    if not cfg.DATASET.TRAIN_ON_HOLDOUT:
+    data = cfg.DATASET
+    fitting = dataset_dict.fitting(data.TYPE)
+    for key in ("IMAGE_SIZE", "MEAN", "STD", "AUGMENT"):
+        if not fitting.prepared and data[key] != TABLE[f"DATASET.{key}"].default:
+            raise ConfigError(
+                f"DATASET.{key} has no effect on {data.TYPE}, whose images are prepared in its own "
+                "way; leave it out"
+            )
+    if not data.TRAIN_ON_HOLDOUT:
         return
     if not cfg.DATASET.HOLDOUT:
         raise ConfigError("DATASET.TRAIN_ON_HOLDOUT needs DATASET.HOLDOUT, which is 0")

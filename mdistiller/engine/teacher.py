@@ -45,12 +45,12 @@ def build_teacher(cfg: Config, num_classes: int) -> nn.Module:
         CheckpointError: see ``load_teacher``.
         ConfigError: the logits cannot be permuted.
     """
-    dataset, name = cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER
+    dataset, name, size = cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, cfg.DATASET.IMAGE_SIZE
     fault, seed = cfg.DISTILLER.TEACHER_FAULT, cfg.EXPERIMENT.SEED
     if fault == "random":
         seed_everything(derive_seed(seed, "random teacher"))
-        return build_model(dataset, name, num_classes)
-    teacher = load_teacher(dataset, name, num_classes, cfg.DISTILLER.TEACHER_CKPT)
+        return build_model(dataset, name, num_classes, size)
+    teacher = load_teacher(dataset, name, num_classes, cfg.DISTILLER.TEACHER_CKPT, size)
     if fault == "permute":
         permute_classes(teacher, derangement(num_classes, seed))
     return teacher

@@ -111,9 +111,9 @@ def _respond(
 ) -> tuple[Tensor, Responses, Responses]:
     """Labels [N], and the responses of student and teacher."""
     _, loader, _, classes = get_dataset(cfg)
-    dataset, names = cfg.DATASET.TYPE, cfg.DISTILLER
-    student = load_teacher(dataset, names.STUDENT, classes, str(student_ckpt))
-    teacher = load_teacher(dataset, names.TEACHER, classes, names.TEACHER_CKPT)
+    dataset, names, size = cfg.DATASET.TYPE, cfg.DISTILLER, cfg.DATASET.IMAGE_SIZE
+    student = load_teacher(dataset, names.STUDENT, classes, str(student_ckpt), size)
+    teacher = load_teacher(dataset, names.TEACHER, classes, names.TEACHER_CKPT, size)
     available = len(loader.dataset)
     if available < MIN_IMAGES:
         raise DataError(
