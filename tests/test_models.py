@@ -443,7 +443,7 @@ def test_failed_download_is_one_line(error: Exception, download: dict[str, Any])
 
 
 def test_pretrained_needs_imagenets_classes(download: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="1000 classes, not 10"):
+    with pytest.raises(CheckpointError, match="1000 classes, the data set has 10"):
         imagenet_model_dict["ResNet18"](pretrained=True, num_classes=10)
     assert "url" not in download
 
