@@ -102,7 +102,7 @@ class Study:
 
     def config(self, run: Run) -> Any:
         opts = [*run.opts, *self._places(run.name, self.data)]
-        teacher = self.folder(f"teacher-{run.setting.teacher}") / "student_latest"
+        teacher = self.folder(f"teacher-{run.teacher}") / "student_latest"
         opts += ["DISTILLER.TEACHER_CKPT", str(teacher)]
         if run.arm.source:
             opts += self._mean_weights(run)
@@ -115,7 +115,7 @@ class Study:
     def _mean_weights(self, run: Run) -> list[object]:
         """KD's loss weights times the means of A and B over the steps of the source."""
         source = study.ARMS[run.arm.source]
-        other = Run(run.task, run.setting, source, run.trial, run.lr)
+        other = Run(run.task, run.setting, source, run.trial, run.lr, run.pair)
         epochs = self.epochs(other.name)
         steps = sum(e["steps"] for e in epochs)
         a, b = (
@@ -131,7 +131,10 @@ class Study:
         if self.result(name):
             return
         data = self.data / "other_fonts" if key == "fonts" else self.data
-        opts = ["DISTILLER.STUDENT", study.TEACHER, *study.TEACHERS[key][self.task]]
+        if key not in study.TEACHERS:
+            raise MdistillerError(f"the study has no teacher {key} for this pair of networks")
+        network, _, _ = study.PAIRS[key.partition("-")[0] if "-" in key else study.PAIR]
+        opts = ["DISTILLER.STUDENT", network, *study.TEACHERS[key][self.task]]
         cfg = load_cfg(f"configs/{self.task}/teacher.yaml", [*opts, *self._places(name, data)])
         run_training(cfg, resume=True)
 
@@ -146,7 +149,7 @@ class Study:
         for wave in (plain, [r for r in runs if r.arm.source]):
             missing = [r for r in wave if self.result(r.name) is None]
             if missing:
-                self.train_teacher(missing[0].setting.teacher)
+                self.train_teacher(missing[0].teacher)
             for fleet in _fleets((r, self.config(r)) for r in missing):
                 self._train_fleet(fleet)
 
@@ -173,7 +176,7 @@ class Study:
         cfg.DATASET.VALIDATE = "auto"
         _, held_out, _, classes = get_dataset(cfg)
         weights = self.folder(run.name) / "student_latest"
-        student = load_teacher(self.task, study.STUDENT, classes, str(weights))
+        student = load_teacher(self.task, cfg.DISTILLER.STUDENT, classes, str(weights))
         top1, _, _ = evaluate(student, held_out, resolve_device(cfg.SOLVER.DEVICE))
         result = {**self.result(run.name), HELD_OUT: top1}
         write_text(self.folder(run.name) / "result.json", json.dumps(result, indent=2) + "\n")
@@ -204,7 +207,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("output/insurance"))
     parser.add_argument("--records", type=Path, help="folder of records, e.g. results")
     parser.add_argument("--stage", choices=STAGES, default="runs")
-    parser.add_argument("--trials", type=int, default=study.TRIALS, help="so many, from the first")
+    parser.add_argument("--trials", type=int, help="so many, from the first; default: all")
+    parser.add_argument("--pair", choices=study.PAIRS, default=study.PAIR, help="of networks")
     parser.add_argument("--settings", nargs="+", choices=study.SETTINGS, default=study.MAIN)
     parser.add_argument("--arms", nargs="+", choices=study.ARMS, default=study.KEY_ARMS)
     parser.add_argument("--dry-run", action="store_true", help="print the runs and whether done")
@@ -221,15 +225,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{whole.record()} new runs in {args.records}")
         return
     if args.stage == "teachers":
-        for key in dict.fromkeys(study.SETTINGS[s].teacher for s in args.settings):
-            whole.train_teacher(key)
+        for setting in args.settings:
+            run = study.run_of(args.task, setting, "kd", 0, pair=args.pair)
+            whole.train_teacher(run.teacher)
         return
     if args.stage == "rates":
         whole.train(study.selection_runs(args.task))
         print(whole.rates())
         return
     rates = dict.fromkeys(study.FAMILIES, 0.0) if args.dry_run else whole.rates()
-    runs = list(study.runs(args.task, rates, args.settings, args.arms, range(args.trials)))
+    trials = range(args.trials or study.PAIRS[args.pair][2])
+    runs = list(study.runs(args.task, rates, args.settings, args.arms, trials, args.pair))
     if args.dry_run:
         done = [run for run in runs if whole.result(run.name)]
         for run in runs:

@@ -61,19 +61,38 @@ def test_what_a_setting_changes():
     assert not any(run.setting.key == "fonts" for run in study.runs("fashion_mnist", RATES, *EVERY))
 
 
+def test_the_confirmation_has_networks_and_names_of_its_own():
+    (run,) = study.runs("glyphs", RATES, ("clean",), ("kd",), range(1), "resnet")
+    cfg = load_cfg(run.file, run.opts)
+    assert (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT) == ("resnet20", "resnet8")
+    assert (run.name, run.teacher) == ("resnet-clean-kd-t0", "resnet-full")
+    assert run.teacher in study.TEACHERS
+
+
+def test_feature_methods_are_trained_where_the_setting_means_something_to_them():
+    arms = ("pkt", "pkt_insured", "pkt_insured_shared")
+    runs = list(study.runs("glyphs", RATES, ("clean", "permute", "scale100"), arms, range(1)))
+    assert [run.name for run in runs] == [f"clean-{arm}-t0" for arm in arms]
+    plain, student, shared = (load_cfg(run.file, run.opts) for run in runs)
+    assert (plain.DISTILLER.TYPE, plain.DATASET.TRAIN_ON_HOLDOUT) == ("PKT", True)
+    for cfg, theta in ((student, "student"), (shared, "shared")):
+        check_config(cfg)
+        assert cfg.DISTILLER.TYPE == "CROSSBATCH_PKT"
+        assert ("holdout", theta) == (cfg.CROSSBATCH.REFERENCE, cfg.CROSSBATCH.THETA)
+        assert not cfg.DATASET.TRAIN_ON_HOLDOUT
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Rates and the first trial of three settings in small, on digits."""
     out = tmp_path_factory.mktemp("insurance")
-    small = ("DISTILLER.TEACHER", "convnet12", "DISTILLER.STUDENT", "convnet12")
-    small += ("DATASET.SUBSET", 128, "DATASET.HOLDOUT", 64, "DATASET.VALIDATE", "test")
+    small = ("DATASET.SUBSET", 128, "DATASET.HOLDOUT", 64, "DATASET.VALIDATE", "test")
     small += ("SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", [], "SOLVER.DEVICE", "cpu")
     arms = ("ce", "kd", "insured", "mean_weights", *(f"fixed{x}" for x in study.FIXED))
-    teachers = {"full": {"digits": (*small[4:6], *small[10:])}}
+    teachers = {"full": {"digits": (*small[:2], *small[6:])}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "_COMMON", small)
-        patch.setattr(study, "TEACHER", "convnet12")
-        patch.setattr(study, "STUDENT", "convnet12")
+        patch.setattr(study, "PAIRS", {"convnet": ("convnet12", "convnet12", 1)})
         patch.setattr(study, "TASKS", ("digits",))
         patch.setattr(study, "TEACHERS", teachers)
         patch.setattr(study, "LEARNING_RATES", (0.02, 0.05))

@@ -12,13 +12,15 @@ from typing import Any
 from mdistiller.seeding import derive_seed
 
 TASKS = ("glyphs", "fashion_mnist")
-TEACHER, STUDENT = "convnet48", "convnet12"
 TRIALS = 10
+
+# Teacher, student and trials of the study and of its confirmation with larger networks.
+PAIRS = {"convnet": ("convnet48", "convnet12", TRIALS), "resnet": ("resnet20", "resnet8", 5)}
+PAIR = "convnet"
 
 # What all students have in common.
 IMAGES, HELD_OUT = 10_000, 1_000
 _COMMON = (
-    *("DISTILLER.TEACHER", TEACHER, "DISTILLER.STUDENT", STUDENT),
     *("DATASET.SUBSET", IMAGES, "DATASET.HOLDOUT", HELD_OUT, "DATASET.VALIDATE", "test"),
     *("SOLVER.EPOCHS", 12, "SOLVER.LR_DECAY_STAGES", [6, 9]),
 )
@@ -61,6 +63,8 @@ class Arm:
         opts: overrides.
         ce_weight, kd_weight: of KD; ``kd_weight`` before the setting's scale.
         source: key of the arm of the same trial whose mean weights it has.
+        features: the distillation loss is of features, not of logits, with its configuration's
+            weight.
     """
 
     key: str
@@ -72,6 +76,7 @@ class Arm:
     ce_weight: float = CE_WEIGHT
     kd_weight: float = KD_WEIGHT
     source: str | None = None
+    features: bool = False
 
 
 def _noise(percent: int) -> Setting:
@@ -119,6 +124,7 @@ TEACHERS = {
     "fonts": {
         "glyphs": ("DATASET.SUBSET", 0, "SOLVER.EPOCHS", 8, "SOLVER.LR_DECAY_STAGES", [4, 6])
     },
+    "resnet-full": dict.fromkeys(TASKS, ()),
 }
 
 
@@ -138,6 +144,19 @@ _EQ_9 = ("CROSSBATCH.REFERENCE", "none", "CROSSBATCH.STABILIZE", False)
 
 # Whose length is that of the cross-entropy's gradient, so that its weight must be 1.
 _SUPERVISED: dict[str, Any] = {"family": "supervised", "ce_weight": 1.0}
+
+
+def _feature_method(key: str, method: str) -> Iterator[Arm]:
+    """As configured, and insured with both sets of parameters in the Gramian."""
+    yield Arm(key, method, key, features=True)
+    insured = ("CROSSBATCH.READING", "regression", "CROSSBATCH.REFERENCE", "holdout", *_PLAIN)
+    for name, theta in (("insured", "student"), ("insured_shared", "shared")):
+        yield Arm(
+            *(f"{key}_{name}", f"{method}, regression, THETA {theta}", f"crossbatch_{key}"),
+            *("weighted", "reference", (*insured, "CROSSBATCH.THETA", theta)),
+            features=True,
+        )
+
 
 # Cross-entropy weights among which the arm "best_fixed" chooses.
 FIXED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
@@ -174,6 +193,9 @@ ARMS = {
         _weighted("align_short", "align, α 0.5", "align", "CROSSBATCH.ALPHA", 0.5),
         Arm("gradient_cosine", "gradient cosine", opts=("SOLVER.TRAINER", "gradient_cosine")),
         Arm("uncertainty", "uncertainty", opts=("SOLVER.TRAINER", "uncertainty")),
+        *_feature_method("pkt", "PKT"),
+        *_feature_method("at", "AT"),
+        *_feature_method("rkd", "RKD"),
     )
 }
 KEY_ARMS = tuple(ARMS)[:8]
@@ -190,8 +212,9 @@ class Run:
     """One training of the study.
 
     Attributes:
-        lr: SOLVER.LR.
         trial: from 0; or :data:`SELECTION`.
+        lr: SOLVER.LR.
+        pair: key of :data:`PAIRS`.
     """
 
     task: str
@@ -199,13 +222,21 @@ class Run:
     arm: Arm
     trial: int | str
     lr: float
+    pair: str = PAIR
 
     @property
     def name(self) -> str:
         """Of its folder."""
         if self.trial == SELECTION:
             return f"{SELECTION}-{self.arm.family}-{self.lr:g}"
-        return f"{self.setting.key}-{self.arm.key}-t{self.trial}"
+        first = "" if self.pair == PAIR else f"{self.pair}-"
+        return f"{first}{self.setting.key}-{self.arm.key}-t{self.trial}"
+
+    @property
+    def teacher(self) -> str:
+        """Key of its teacher, which the name of that one's folder ends in."""
+        key = self.setting.teacher
+        return key if self.pair == PAIR else f"{self.pair}-{key}"
 
     @property
     def file(self) -> str:
@@ -215,7 +246,9 @@ class Run:
     def opts(self) -> list[object]:
         """Overrides of its configuration; without its teacher's file and a source's numbers."""
         subset_seed = 1000 if isinstance(self.trial, str) else self.trial + 1
-        opts = [*_COMMON, *self.setting.opts, *self.arm.opts, "SOLVER.LR", self.lr]
+        teacher, student, _ = PAIRS[self.pair]
+        opts = ["DISTILLER.TEACHER", teacher, "DISTILLER.STUDENT", student, *_COMMON]
+        opts += [*self.setting.opts, *self.arm.opts, "SOLVER.LR", self.lr]
         opts += ["EXPERIMENT.SEED", derive_seed(0, "insurance", self.trial) % 2**31]
         opts += ["DATASET.SUBSET_SEED", subset_seed, "LOG.SAVE_CHECKPOINT_FREQ", 1000]
         opts += ["KD.LOSS.CE_WEIGHT", self.arm.ce_weight]
@@ -237,15 +270,21 @@ def selection_runs(task: str) -> list[Run]:
 
 
 def trained_as(setting: Setting, arm: Arm) -> Setting:
-    """The setting in whose run an arm is not different: no teacher, no matter what it is like."""
+    """The setting in whose run an arm is not different.
+
+    Without a teacher it does not matter what the teacher is like, and without its logits it does
+    not matter to which classes they belong.
+    """
     if arm.family == "ce" and not setting.key.startswith("noise"):
+        return SETTINGS["clean"]
+    if arm.features and setting.key == "permute":
         return SETTINGS["clean"]
     return setting
 
 
-def run_of(task: str, setting: str, arm: str, trial: int, lr: float = 0.0) -> Run:
+def run_of(task: str, setting: str, arm: str, trial: int, lr: float = 0.0, pair: str = PAIR) -> Run:
     """The run that stands for an arm in a setting."""
-    return Run(task, trained_as(SETTINGS[setting], ARMS[arm]), ARMS[arm], trial, lr)
+    return Run(task, trained_as(SETTINGS[setting], ARMS[arm]), ARMS[arm], trial, lr, pair)
 
 
 def runs(
@@ -254,6 +293,7 @@ def runs(
     settings: tuple[str, ...] = MAIN,
     arms: tuple[str, ...] = KEY_ARMS,
     trials: range = range(TRIALS),
+    pair: str = PAIR,
 ) -> Iterator[Run]:
     """Trial by trial, then setting by setting, each run once.
 
@@ -266,7 +306,9 @@ def runs(
             if not SETTINGS[key].is_on(task):
                 continue
             for arm in arms:
-                run = run_of(task, key, arm, trial, rates[ARMS[arm].family])
+                if ARMS[arm].features and SETTINGS[key].scale != 1:
+                    continue  # the scale is of KD's weight
+                run = run_of(task, key, arm, trial, rates[ARMS[arm].family], pair)
                 if run.name not in seen:
                     seen.add(run.name)
                     yield run
