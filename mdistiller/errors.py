@@ -8,6 +8,7 @@ what a system reports when it runs out of something.
 from __future__ import annotations
 
 import errno
+import re
 
 
 class MdistillerError(Exception):
@@ -60,7 +61,9 @@ _NO_MEMORY = (
     "could not create a memory",
     "can't start new thread",
 )
-_NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "no space left on device: '/torch_")
+_NO_FILES = ("too many open files", "ancillary data")  # the latter by a process that gets one
+_STATUS_OF_A_WORKER = re.compile(r"dataloader worker.*exit code (\d+)")
+_NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "</torch_")
 
 
 def explained(error: BaseException) -> MdistillerError | None:
@@ -77,20 +80,18 @@ def explained(error: BaseException) -> MdistillerError | None:
         return None
     text = " ".join(str(error).split())
     lower, number = text.lower(), getattr(error, "errno", None)
-    if any(words in lower for words in _NO_SHARED_MEMORY):
-        return DataError(
-            "the processes that read images have too little shared memory; lower "
-            "DATASET.NUM_WORKERS (0 needs none), or enlarge /dev/shm (docker run --shm-size)"
-        )
-    if number == errno.EMFILE or "too many open files" in lower:
+    if status := _STATUS_OF_A_WORKER.search(lower):
+        # See dataset/_folder.py: a worker that cannot hand over its batch says why by its status.
+        number = int(status[1])
+    if number in (errno.EMFILE, errno.ENFILE) or any(w in lower for w in _NO_FILES):
         return DataError(
             "too many open files for the processes that read images; lower DATASET.NUM_WORKERS, "
             "or raise the limit (ulimit -n)"
         )
-    if "dataloader worker" in lower and ("killed" in lower or "exited" in lower):
+    if (status and number == errno.ENOSPC) or any(words in lower for words in _NO_SHARED_MEMORY):
         return DataError(
-            "a process that reads images was killed, as systems do when memory is short; lower "
-            "DATASET.NUM_WORKERS or SOLVER.BATCH_SIZE"
+            "the processes that read images have too little shared memory; lower "
+            "DATASET.NUM_WORKERS (0 needs none), or enlarge /dev/shm (docker run --shm-size)"
         )
     if (
         isinstance(error, MemoryError)
@@ -100,5 +101,10 @@ def explained(error: BaseException) -> MdistillerError | None:
         return MdistillerError(
             f"not enough memory ({text[:100] or type(error).__name__}); lower SOLVER.BATCH_SIZE or "
             "DATASET.TEST.BATCH_SIZE, or use a smaller network"
+        )
+    if "dataloader worker" in lower and ("killed" in lower or "exited" in lower):
+        return DataError(
+            "a process that reads images was killed, as systems do when memory is short; lower "
+            "DATASET.NUM_WORKERS or SOLVER.BATCH_SIZE"
         )
     return None

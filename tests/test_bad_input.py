@@ -351,6 +351,13 @@ def test_image_that_cannot_be_decoded(tools):
     assert "b2.JPEG" in outcome[1]
 
 
+def test_images_of_two_sizes(tools):
+    odd = tiny_imagenet(tools.folder) / "train" / "b" / "b2.JPEG"
+    Image.new("RGB", (80, 64)).save(odd)
+    row = "data: images of two sizes in one batch"
+    assert_row(row, train_tiny(tools, "SOLVER.BATCH_SIZE", 12))
+
+
 def test_grey_of_32_bits(tools):
     folder = tiny_imagenet(tools.folder) / "train" / "b"
     for mode in ("I", "F"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
 from mdistiller.dataset import FolderLoader
+from mdistiller.dataset._folder import leave_out_broken
 from mdistiller.distillers import Vanilla
 from mdistiller.engine import BaseTrainer
 from mdistiller.errors import DataError, MdistillerError, NonFiniteError, explained
@@ -78,7 +82,30 @@ def raises(error):
     return fault
 
 
+def without_files() -> None:
+    """What Python only prints: the batch cannot be handed over, and is waited for."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def without_shared_memory() -> None:
+    def refuse(storage):
+        raise RuntimeError("unable to open file </torch_1_2_3> in read-write mode")
+
+    ForkingPickler.register(torch.UntypedStorage, refuse)
+
+
+def deaf() -> None:
+    """The second worker does not listen while the first one fails."""
+    if torch.utils.data.get_worker_info().id == 0:
+        time.sleep(0.5)
+        raise ValueError("lines")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    time.sleep(600)
+
+
 FAULTS = {
+    "no more files": (without_files, "open files.*ulimit -n"),
+    "no more shared memory": (without_shared_memory, "shared memory.*--shm-size"),
     "killed": (killed, "was killed.*NUM_WORKERS"),
     "a mistake in the transform": (raises(ValueError("so many\nlines")), "lines"),
     "no shared memory": (
@@ -111,6 +138,32 @@ def test_images_of_two_sizes_in_one_batch_are_named(tmp_path, workers):
     message = fails(tmp_path, None, workers=workers, side=24)
     assert "39.png becomes 3x16x24" in message or "39.png 3x16x24" in message
     assert "3x16x16" in message
+
+
+def test_a_worker_that_does_not_listen_is_ended(tmp_path):
+    images = ImageFolder(folder(tmp_path), lambda image: deaf())
+    began = time.monotonic()
+    with pytest.raises(DataError, match="lines"):
+        list(FolderLoader(images, 4, num_workers=2, pin_memory=False, train=True))
+    assert time.monotonic() - began < 60
+    assert all(worker.exitcode is not None for worker in ended_soon())
+
+
+def ended_soon() -> list:
+    left = multiprocessing.active_children()
+    for worker in left:
+        worker.join(20)
+    return left
+
+
+def test_a_process_without_files_does_not_leave_out_sound_images(tmp_path):
+    """SKIP_BROKEN blames a file for what is the file's fault alone."""
+    for error in (OSError(errno.EMFILE, "Too many open files"), MemoryError()):
+        images = ImageFolder(folder(tmp_path))
+        images.loader = lambda path, error=error: raises(error)()
+        with pytest.raises(MdistillerError, match="open files|not enough memory"):
+            leave_out_broken(images, 0)
+        assert len(images.samples) == IMAGES
 
 
 def test_no_memory_in_a_step_is_one_line_and_saves_no_half_step(tmp_path):

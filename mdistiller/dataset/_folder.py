@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.queues
+import os
 import signal
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +81,7 @@ class FolderLoader(Loader):
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
             collate_fn=images.collate,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_prepare_worker,
             # Without one of its own, a DataLoader would draw from the global generator.
             generator=self._generator(epoch, "workers"),
         )
@@ -96,12 +103,14 @@ def _workers(batches: DataLoader) -> Iterator[Iterator[Any]]:
         DataError: for what a worker raises; one line.
     """
     reader: Any = None
+    others = set(multiprocessing.active_children())
     try:
         reader = _start_workers(batches)
         yield reader
     except MdistillerError:
         raise
     except Exception as error:
+        error = _cause(reader, error) or error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise explained(error) or DataError(
             f"images cannot be read or prepared ({reason[-1]}); look at the data and the transform"
@@ -110,6 +119,39 @@ def _workers(batches: DataLoader) -> Iterator[Iterator[Any]]:
         # By itself it does this when it is collected, which a traceback may put off for ever, and
         # workers that outlive a SIGTERM would then be waited for at the end of the process.
         getattr(reader, "_shutdown_workers", lambda: None)()
+        # Those that do not listen, and those that ran already when another one could not start.
+        for worker in getattr(reader, "_workers", None) or _started_since(others, reader):
+            worker.kill()
+
+
+def _end_worker(error: BaseException, batch: Any = None) -> None:
+    """Ends the process, with the reason as its status, in which a batch cannot be handed over.
+
+    Python would print a traceback and go on, and who waits for that batch would wait for ever.
+    """
+    status = getattr(error, "errno", None) or errno.ENOSPC  # no more shared memory
+    if isinstance(error, MemoryError):
+        status = errno.ENOMEM
+    elif "Too many open files" in str(error):
+        status = errno.EMFILE
+    os._exit(status)
+
+
+def _cause(reader: Any, error: Exception) -> Exception | None:
+    """Why a worker has ended, if one has, which ``error`` need not say."""
+    workers = [w for w in getattr(reader, "_workers", ()) if w.pid is not None]
+    if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        # The other end of a connection is gone; that of its process may take a moment longer.
+        multiprocessing.connection.wait([w.sentinel for w in workers], timeout=1)
+    statuses = {worker.exitcode for worker in workers} - {0, None}
+    if not statuses:
+        return None
+    return RuntimeError(f"DataLoader worker exited, exit code {max(statuses)}")
+
+
+def _started_since(others: set[Any], reader: Any) -> set[Any]:
+    """The processes that a failed start has left."""
+    return set() if reader else set(multiprocessing.active_children()) - others
 
 
 def _start_workers(batches: DataLoader) -> Iterator[Any]:
@@ -123,8 +165,10 @@ def _start_workers(batches: DataLoader) -> Iterator[Any]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _outlive_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach workers, too; the run needs them to end its step.
+def _prepare_worker(worker: int) -> None:
+    """What a process that reads images does first.
+
+    Ctrl-C and a scheduler's SIGTERM reach workers, too; the run needs them to end its step.
 
     A second SIGTERM ends a worker, which is what a parent that exits sends to one that hangs.
     """
@@ -132,6 +176,10 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    # Called by the threads that hand over batches, and the memory in which they lie.
+    queue: Any = multiprocessing.queues.Queue
+    queue._on_queue_feeder_error = staticmethod(_end_worker)
+    sys.excepthook = lambda kind, error, trace: _end_worker(error)
 
 
 @dataclass(frozen=True)
@@ -176,16 +224,13 @@ class _SeededPass(Dataset):
                 "DATASET.SKIP_BROKEN True to leave out such images"
             )
         whole = [item for item in items if not isinstance(item, _Unreadable)]
-        shapes = [tuple(image.shape) for image, _, _ in whole]
-        other = next((n for n, shape in enumerate(shapes) if shape != shapes[0]), None)
-        if other is not None:
-            (one, size), (two, differing) = (
-                (self.folder.samples[whole[n][2]][0], "x".join(map(str, shapes[n])))
-                for n in (0, other)
-            )
+        shapes = ["x".join(map(str, image.shape)) for image, _, _ in whole]
+        usual = Counter(shapes).most_common(1)[0][0]
+        if other := [n for n, shape in enumerate(shapes) if shape != usual]:
+            path = self.folder.samples[whole[other[0]][2]][0]
             return _Unusable(
-                f"{two} becomes {differing} (channels, height, width) but {one} {size}; images of "
-                "one batch must have one size: bring them to it"
+                f"{path} becomes {shapes[other[0]]} (channels, height, width), others of its batch "
+                f"{usual}; images of one batch must have one size: bring them to it"
             )
         return default_collate(whole)
 
@@ -209,6 +254,8 @@ def _read(folder: ImageFiles, index: int) -> Image.Image | _Unreadable:
     try:
         return folder.loader(path)
     except Exception as error:  # a damaged file can make a decoder raise anything
+        if not isinstance(error, DataError) and explained(error):
+            raise  # the file is not to blame
         return _Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
 
 
@@ -223,6 +270,7 @@ def leave_out_broken(folder: ImageFiles, num_workers: int) -> None:
         batch_size=64,
         num_workers=num_workers,
         collate_fn=list,
+        worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # lest it draws from the global one
     )
     with _workers(checks) as reader:

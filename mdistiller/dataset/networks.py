@@ -15,24 +15,29 @@ from mdistiller.shipped import checkout
 from ._registry import dataset_dict
 
 
-def model_dict_for(dataset: str) -> Mapping[str, Any]:
-    """The registry of networks for the data set called ``dataset`` (DATASET.TYPE)."""
-    return dataset_dict.fitting(dataset).networks
+def model_dict_for(dataset: str, size: int = 0) -> Mapping[str, Any]:
+    """The registry of networks for the data set called ``dataset`` (DATASET.TYPE).
+
+    Here and below ``size`` is DATASET.IMAGE_SIZE, 0 for the data set's own.
+    """
+    return dataset_dict.fitting(dataset, size).networks
 
 
-def image_size(dataset: str) -> int:
+def image_size(dataset: str, size: int = 0) -> int:
     """Height and width in pixels of the images of ``dataset``; 32 for all small ones."""
-    return dataset_dict.fitting(dataset).image_size
+    return dataset_dict.fitting(dataset, size).image_size
 
 
-def build_model(dataset: str, name: str, num_classes: int) -> nn.Module:
+def build_model(dataset: str, name: str, num_classes: int, size: int = 0) -> nn.Module:
     """The network called ``name`` for ``dataset``, with random weights."""
-    entry = model_dict_for(dataset)[name]
+    entry = model_dict_for(dataset, size)[name]
     constructor = entry[0] if isinstance(entry, tuple) else entry
     return constructor(num_classes=num_classes)
 
 
-def load_teacher(dataset: str, name: str, num_classes: int, ckpt: str = "") -> nn.Module:
+def load_teacher(
+    dataset: str, name: str, num_classes: int, ckpt: str = "", size: int = 0
+) -> nn.Module:
     """A trained network in eval mode.
 
     Args:
@@ -47,21 +52,21 @@ def load_teacher(dataset: str, name: str, num_classes: int, ckpt: str = "") -> n
         UnknownNameError: there is no such data set or network.
         CheckpointError: the weights are missing, damaged or of another network.
     """
-    fitting = dataset_dict.fitting(dataset)
+    fitting = dataset_dict.fitting(dataset, size)
     entry = fitting.networks[name]
     if fitting.published and not ckpt and not isinstance(entry, tuple):
         return entry(pretrained=True, num_classes=num_classes).eval()
-    model = build_model(dataset, name, num_classes)
-    path = Path(ckpt).expanduser() if ckpt else _registered_file(dataset, name)
+    model = build_model(dataset, name, num_classes, size)
+    path = Path(ckpt).expanduser() if ckpt else _registered_file(dataset, name, size)
     return load_network(model, path).eval()
 
 
-def registered_checkpoint(dataset: str, name: str) -> Path | None:
+def registered_checkpoint(dataset: str, name: str, size: int = 0) -> Path | None:
     """The registry's checkpoint file for the teacher called ``name``; None if it has none.
 
     Searched for from the current folder, then from the repository; it need not exist.
     """
-    fitting = dataset_dict.fitting(dataset)
+    fitting = dataset_dict.fitting(dataset, size)
     entry = fitting.networks[name]
     relative = entry[1] if fitting.published and isinstance(entry, tuple) else None
     if relative is None:
@@ -71,9 +76,9 @@ def registered_checkpoint(dataset: str, name: str) -> Path | None:
     return elsewhere if elsewhere.exists() else here
 
 
-def _registered_file(dataset: str, name: str) -> Path:
+def _registered_file(dataset: str, name: str, size: int) -> Path:
     """The existing checkpoint file of the registry for the teacher called ``name``."""
-    path = registered_checkpoint(dataset, name)
+    path = registered_checkpoint(dataset, name, size)
     if path is None:
         raise CheckpointError(
             f"there is no checkpoint for the teacher {name} on {dataset}; train {name} with "
