@@ -11,8 +11,8 @@ from unittest import mock
 import _common as common
 import torch
 
-from mdistiller.engine.trainers import crossbatch
 from mdistiller.engine.trainers.gradients import GradientRows
+from mdistiller.weighting import CrossBatchWeighting, backward
 
 PHASES = ("data", "teacher", "forward", "backward", "weighting", "optimizer")
 
@@ -23,6 +23,7 @@ class Stopwatch:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.passed: set[str] = set()
         self._open: list[tuple[str, float]] = []
 
     @contextmanager
@@ -42,8 +43,11 @@ class Stopwatch:
             phase, since = self._open[-1]
             self.seconds[phase] += self.now() - since
 
-    def timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    def timed(self, owner: Any, name: str, phase: str) -> Callable[..., Any]:
+        function = getattr(owner, name)
+
         def call(*args: Any, **kwargs: Any) -> Any:
+            self.passed.add(name)
             with self.during(phase):
                 return function(*args, **kwargs)
 
@@ -54,6 +58,9 @@ def phase_times(step: Any, device: torch.device, args: argparse.Namespace) -> di
     """Milliseconds a step by phase, and the rest (losses' bookkeeping, meters).
 
     "forward" holds both batches' student passes and the losses, "backward" all three gradients.
+
+    Raises:
+        RuntimeError: a step does not pass one of the places that are timed.
     """
     now = common.clock(device, args.cpu_time)
     watch = Stopwatch(now)
@@ -61,10 +68,10 @@ def phase_times(step: Any, device: torch.device, args: argparse.Namespace) -> di
     places = [
         (trainer.distiller, "forward_teacher", "teacher"),
         (trainer.distiller, "forward", "forward"),
-        (trainer.distiller, "reference_loss", "forward"),
+        (trainer, "_reference_loss", "forward"),
         (GradientRows, "write", "backward"),
-        (crossbatch, "gramian", "weighting"),
-        (trainer, "weighting", "weighting"),
+        (backward, "gramian", "weighting"),
+        (CrossBatchWeighting, "__call__", "weighting"),
         (GradientRows, "apply", "weighting"),
         (trainer.optimizer, "step", "optimizer"),
     ]
@@ -72,7 +79,7 @@ def phase_times(step: Any, device: torch.device, args: argparse.Namespace) -> di
         step()
     with ExitStack() as patched:
         for owner, name, phase in places:
-            timed = watch.timed(getattr(owner, name), phase)
+            timed = watch.timed(owner, name, phase)
             if isinstance(owner, type):
                 # A function set on a class binds; this one passes self on.
                 timed = _as_method(timed)
@@ -85,6 +92,9 @@ def phase_times(step: Any, device: torch.device, args: argparse.Namespace) -> di
             step()
         total = now() - began
         step.batches = plain
+    # Or else the time of a function that has moved would be another phase's.
+    if missed := {name for _, name, _ in places} - watch.passed:
+        raise RuntimeError(f"a cross-batch step does not call {', '.join(sorted(missed))}")
     spent = {phase: s * 1e3 / steps for phase, s in watch.seconds.items()}
     return {**spent, "rest": total * 1e3 / steps - sum(spent.values())}
 

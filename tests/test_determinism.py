@@ -177,9 +177,9 @@ def test_signal_to_the_group_with_workers_saves_the_step(tmp_path, images, numbe
 def test_terminated_before_the_training_begins(tmp_path):
     script = (
         "import os, signal\n"
-        "from mdistiller.engine import command\n"
-        "command.run_training = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
-        f"command.main(['--cfg', '{DIGITS}/vanilla.yaml'])\n"
+        "from mdistiller.commands import train\n"
+        "train.run_training = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"train.main(['--cfg', '{DIGITS}/vanilla.yaml'])\n"
     )
     done = subprocess.run(
         [*command("x")[:1], "-c", script],
