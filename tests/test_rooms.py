@@ -87,3 +87,20 @@ def test_a_hidden_circle_is_found(tmp_path):
         "p.a": {"p.b"},
         "p.b": {"p.a"},
     }
+
+
+# Their imports take from a second to as long as torch's own, in every process.
+SLOW = {"torchvision", "torchjd", "sklearn", "ray", "onnx", "onnxruntime", "wandb", "IPython"}
+
+
+def test_packages_that_load_slowly_are_imported_where_they_are_used():
+    found = set()
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                packages = {alias.name.split(".")[0] for alias in node.names}
+            else:
+                packages = {(getattr(node, "module", None) or "").split(".")[0]}
+            found |= {(name, package) for package in packages & SLOW}
+    # The command that draws figures of networks' answers is the one that needs it.
+    assert found == {("mdistiller.report.visualize", "sklearn")}

@@ -14,12 +14,23 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 _PER_IMAGE = 2
 _GREY = (125, 123, 114)
 # Of red, green and blue in a grey value (ITU-R 601-2).
 _LUMA = (0.299, 0.587, 0.114)
+
+
+def _torchvisions(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """torchvision's operation ``name``, which has no magnitude."""
+
+    def operation(x: Tensor, v: Tensor) -> Tensor:
+        # Only here: its import takes as long as torch's own, in every process.
+        from torchvision.transforms.v2 import functional
+
+        return getattr(functional, name)(x)
+
+    return operation
 
 
 def _grey(x: Tensor) -> Tensor:
@@ -115,11 +126,11 @@ def _translate_y(x: Tensor, v: Tensor) -> Tensor:
 
 # Each operation with the range of its magnitude.
 OPERATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
-    "autocontrast": (lambda x, v: tv.autocontrast(x), 0, 1),
+    "autocontrast": (_torchvisions("autocontrast"), 0, 1),
     "brightness": (_brightness, 0.05, 0.95),
     "colour": (_colour, 0.05, 0.95),
     "contrast": (_contrast, 0.05, 0.95),
-    "equalize": (lambda x, v: tv.equalize(x), 0, 1),
+    "equalize": (_torchvisions("equalize"), 0, 1),
     "identity": (lambda x, v: x, 0, 1),
     "posterize": (_posterize, 4, 8),
     "rotate": (_rotate, -30, 30),
