@@ -10,15 +10,16 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pytest
 import yaml
 
 from mdistiller.commands import make_configs
+from mdistiller.config import Config
 from mdistiller.engine.cfg import CFG, experiment_name, load_cfg
 from mdistiller.engine.check import check_config
 from mdistiller.experiments.tables.authors import AUTHORS
 from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
 from tests.golden_rules import golden_json
+from tests.loops import for_each
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = golden_json("configs")
@@ -48,16 +49,23 @@ MODELS = {
 SMALL = ("digits", "fashion_mnist", "glyphs")
 
 
+@cache
 def raw(file: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
 
 
 @cache
-def resolved(file: str) -> dict[str, Any]:
-    """All values of the run by dotted key, sequences as lists."""
+def merged(file: str) -> Config:
     cfg = CFG.clone()
     cfg.merge_from_file(ROOT / file)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in cfg.leaves().items()}
+    return cfg
+
+
+@cache
+def resolved(file: str) -> dict[str, Any]:
+    """All values of the run by dotted key, sequences as lists."""
+    leaves = merged(file).leaves()
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves.items()}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -106,12 +114,12 @@ def test_every_upstream_file_is_shipped() -> None:
     assert set(UPSTREAM) <= set(FILES)
 
 
-@pytest.mark.parametrize("file", UPSTREAM)
+@for_each(UPSTREAM)
 def test_upstream_file_holds_upstreams_data(file: str) -> None:
     assert raw(file) == GOLDEN["configs"][file]
 
 
-@pytest.mark.parametrize("file", UPSTREAM)
+@for_each(UPSTREAM)
 def test_upstream_file_means_what_it_means_upstream(file: str) -> None:
     golden = GOLDEN["merged"][file]
     upstream = flat(golden_json("distillers")["default_config"]) | golden["differs_from_default"]
@@ -124,7 +132,7 @@ def test_upstream_file_means_what_it_means_upstream(file: str) -> None:
 # --- every file -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", FILES)
+@for_each(FILES)
 def test_names_are_registered(file: str) -> None:
     cfg = resolved(file)
     models = MODELS[cfg["DATASET.TYPE"]]
@@ -135,15 +143,14 @@ def test_names_are_registered(file: str) -> None:
     assert method == "NONE" or cfg["DISTILLER.TEACHER"] in models
 
 
-@pytest.mark.parametrize("file", FILES)
+@for_each(FILES)
 def test_program_accepts_the_file(file: str) -> None:
-    cfg = CFG.clone()
-    cfg.merge_from_file(ROOT / file)
+    cfg = merged(file).clone()
     check_config(cfg)  # fits method, trainer and schedule together; a warning is an error here
     assert experiment_name(cfg) == experiment_path(file)
 
 
-@pytest.mark.parametrize("file", FILES)
+@for_each(FILES)
 def test_every_decay_stage_is_reached(file: str) -> None:
     cfg = resolved(file)
     stages = cfg["SOLVER.LR_DECAY_STAGES"]
@@ -171,7 +178,7 @@ def is_pair(file: str) -> bool:
     return file.split("/")[2] in ("baseline", "crossbatch")
 
 
-@pytest.mark.parametrize("file", [f for f in OWN if is_pair(f)])
+@for_each([f for f in OWN if is_pair(f)])
 def test_pair_file_matches_its_name(file: str) -> None:
     _, dataset, folder, name = file.split("/")
     networks = "|".join(SHORT)
@@ -187,7 +194,7 @@ def test_pair_file_matches_its_name(file: str) -> None:
     assert experiment(file) == (f"{dataset}_{folder}", "", f"{kind},{teacher},{student}")
 
 
-@pytest.mark.parametrize("file", [f for f in OWN if f.split("/")[2] == "teachers"])
+@for_each([f for f in OWN if f.split("/")[2] == "teachers"])
 def test_teacher_file_matches_its_name(file: str) -> None:
     _, dataset, _, name = file.split("/")
     cfg = resolved(file)
@@ -197,7 +204,7 @@ def test_teacher_file_matches_its_name(file: str) -> None:
     assert experiment(file) == (f"{dataset}_teachers", "", cfg["DISTILLER.STUDENT"])
 
 
-@pytest.mark.parametrize("file", [f for f in OWN if f.split("/")[1] in SMALL])
+@for_each([f for f in OWN if f.split("/")[1] in SMALL])
 def test_small_data_set_file_matches_its_name(file: str) -> None:
     _, dataset, name = file.split("/")
     tag = name.removesuffix(".yaml")
@@ -240,7 +247,7 @@ def test_tables_are_complete() -> None:
     assert names_in("cifar100/methods") == methods
 
 
-@pytest.mark.parametrize("file", [f for f in OWN if f.startswith("configs/cifar100/")])
+@for_each([f for f in OWN if f.startswith("configs/cifar100/")])
 def test_cifar_recipe(file: str) -> None:
     cfg = resolved(file)
     recipe = {"BATCH_SIZE": 64, "EPOCHS": 240, "TYPE": "SGD", "MOMENTUM": 0.9}
@@ -251,7 +258,7 @@ def test_cifar_recipe(file: str) -> None:
     assert {k: cfg[f"SOLVER.{k}"] for k in recipe} == recipe
 
 
-@pytest.mark.parametrize("student", ["mv2", "shuv2"])
+@for_each(["mv2", "shuv2"])
 def test_tiny_imagenet_recipe_is_that_of_the_dot_files(student: str) -> None:
     ours = resolved(f"configs/tiny_imagenet/baseline/kd_r18_{student}.yaml")
     dot = resolved(f"configs/tiny_imagenet/dot/r18_{student}.yaml")
@@ -270,7 +277,7 @@ def test_every_distilling_baseline_has_a_twin() -> None:
     assert len(TWINS) == len(plain | demo) == 36 + 3 + 5 + 5 + 5 + 1 + newer
 
 
-@pytest.mark.parametrize("file", TWINS)
+@for_each(TWINS)
 def test_twin_differs_only_in_the_weighting(file: str) -> None:
     ours, baseline = resolved(file), resolved(baseline_of(file))
     changed = {k for k in ours if ours[k] != baseline[k]}
@@ -285,7 +292,7 @@ def test_twin_differs_only_in_the_weighting(file: str) -> None:
     assert (baseline["SOLVER.TRAINER"], ours["SOLVER.TRAINER"]) == ("base", "crossbatch")
 
 
-@pytest.mark.parametrize("file", TWINS)
+@for_each(TWINS)
 def test_twin_spells_out_its_weighting(file: str) -> None:
     # The values are defaults today; a file that says them keeps its meaning when those change.
     assert raw(file)["CROSSBATCH"] == {"READING": "align", "ALPHA": 1.0, "REFERENCE": "fresh"}
@@ -300,7 +307,7 @@ def test_the_demo_is_small_and_finds_its_teacher() -> None:
     assert {resolved(f)["EXPERIMENT.PROJECT"] for f in DEMO} == {project}
 
 
-@pytest.mark.parametrize("file", INSURED)
+@for_each(INSURED)
 def test_insured_file_differs_in_the_weighting_and_what_is_held_out(file: str) -> None:
     ours, baseline = resolved(file), resolved(file.replace("insured_", ""))
     changed = {k: ours[k] for k in ours if ours[k] != baseline[k]}
@@ -328,7 +335,7 @@ def test_files_of_the_newer_methods_are_what_the_tool_writes() -> None:
         assert (ROOT / "configs" / path).read_text(encoding="utf-8") == text, path
 
 
-@pytest.mark.parametrize("file", [f for f in OWN if f.split("/")[2] == "methods"])
+@for_each([f for f in OWN if f.split("/")[2] == "methods"])
 def test_method_file_matches_its_name(file: str) -> None:
     stem = PurePosixPath(file).stem.removeprefix("crossbatch_")
     pair = next(p for p in (*PAIRS, "res32x4_res8x4") if stem.endswith(p))
@@ -354,7 +361,7 @@ def unweighted(file: str) -> str:
     return f"{folder.removesuffix('weightings')}baseline/kd_{pair}"
 
 
-@pytest.mark.parametrize("file", WEIGHTED)
+@for_each(WEIGHTED)
 def test_weighting_file_differs_only_in_the_weighting(file: str) -> None:
     ours, baseline = resolved(file), resolved(unweighted(file))
     node = ours["SOLVER.TRAINER"].upper()
@@ -387,7 +394,7 @@ def test_table_2_is_complete() -> None:
 # --- teachers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", [f for f in OWN if f in DISTILLING])
+@for_each([f for f in OWN if f in DISTILLING])
 def test_teacher_has_weights(file: str) -> None:
     """Published weights, or those that one file of ours writes when it is run."""
     cfg = resolved(file)

@@ -1,0 +1,40 @@
+"""One test over many cases, where each costs less than pytest's own work for a case."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+
+def for_each(*cases: Iterable[Any]) -> Callable[[Callable], Callable]:
+    """Call the decorated test with each case in turn; its failure names all that fail, and why.
+
+    Args:
+        cases: one iterable for each of the test's first parameters, gone through side by side;
+            what further parameters name are fixtures.
+    """
+    rows = list(zip(*cases, strict=True))
+    assert rows, "a test of no cases cannot fail"
+
+    def decorate(test: Callable) -> Callable:
+        def loop(**fixtures: Any) -> None:
+            failed: dict[str, BaseException] = {}
+            for row in rows:
+                try:
+                    test(*row, **fixtures)
+                except (Exception, pytest.fail.Exception) as error:
+                    failed[" ".join(map(str, row))] = error
+            if failed:
+                text = "\n".join(f"{case}: {error}" for case, error in failed.items())
+                raise AssertionError(text) from next(iter(failed.values()))
+
+        signature = inspect.signature(test)
+        own = list(signature.parameters.values())[len(cases) :]
+        loop.__signature__ = signature.replace(parameters=own)
+        loop.__name__, loop.__doc__, loop.__module__ = test.__name__, test.__doc__, test.__module__
+        return loop
+
+    return decorate
