@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 
 
 class MdistillerError(Exception):
@@ -62,7 +63,7 @@ _NO_MEMORY = (
     "can't start new thread",
 )
 _NO_FILES = ("too many open files", "ancillary data")  # the latter by a process that gets one
-_STATUS_OF_A_WORKER = re.compile(r"dataloader worker.*exit code (\d+)")
+_END_OF_A_WORKER = re.compile(r"dataloader worker.*(killed by signal: ([\w ]+)|exit code (-?\d+))")
 _NO_SHARED_MEMORY = ("shared memory", "bus error", "shm_open", "</torch_")
 
 
@@ -80,15 +81,18 @@ def explained(error: BaseException) -> MdistillerError | None:
         return None
     text = " ".join(str(error).split())
     lower, number = text.lower(), getattr(error, "errno", None)
-    if status := _STATUS_OF_A_WORKER.search(lower):
-        # See dataset/_folder.py: a worker that cannot hand over its batch says why by its status.
-        number = int(status[1])
+    ended = _END_OF_A_WORKER.search(lower)
+    if ended and ended[3]:
+        # See dataset/_workers.py: a worker that cannot hand over its batch says why by its status.
+        number = int(ended[3])
     if number in (errno.EMFILE, errno.ENFILE) or any(w in lower for w in _NO_FILES):
         return DataError(
             "too many open files for the processes that read images; lower DATASET.NUM_WORKERS, "
             "or raise the limit (ulimit -n)"
         )
-    if (status and number == errno.ENOSPC) or any(words in lower for words in _NO_SHARED_MEMORY):
+    if (ended and number in (errno.ENOSPC, -signal.SIGBUS)) or any(
+        words in lower for words in _NO_SHARED_MEMORY
+    ):
         return DataError(
             "the processes that read images have too little shared memory; lower "
             "DATASET.NUM_WORKERS (0 needs none), or enlarge /dev/shm (docker run --shm-size)"
@@ -102,9 +106,22 @@ def explained(error: BaseException) -> MdistillerError | None:
             f"not enough memory ({text[:100] or type(error).__name__}); lower SOLVER.BATCH_SIZE or "
             "DATASET.TEST.BATCH_SIZE, or use a smaller network"
         )
-    if "dataloader worker" in lower and ("killed" in lower or "exited" in lower):
+    if ended:
+        return _end_of_a_worker(ended[2], number)
+    return None
+
+
+def _end_of_a_worker(signal_name: str | None, status: int | None) -> DataError:
+    """For a process that reads images; it was ended by a signal, or with a status."""
+    if signal_name == "killed" or status == -signal.SIGKILL:
         return DataError(
             "a process that reads images was killed, as systems do when memory is short; lower "
             "DATASET.NUM_WORKERS or SOLVER.BATCH_SIZE"
         )
-    return None
+    how = f"by {signal_name}" if signal_name else f"with status {status}"
+    if not signal_name and status is not None and status < 0:
+        how = f"by {signal.strsignal(-status) or f'signal {-status}'}".lower()
+    return DataError(
+        f"a process that reads images was ended {how}; DATASET.NUM_WORKERS 0 reads them without "
+        "such processes, which shows what is wrong"
+    )

@@ -379,7 +379,7 @@ def test_sorting_reports_a_list_that_is_no_text(tiny):
     one_line(caught)
 
 
-_PREPARE = _folder._prepare_worker
+_PREPARE = _folder.prepare_worker
 
 
 def signalled_first(worker: int) -> None:
@@ -393,6 +393,6 @@ def signalled_first(worker: int) -> None:
 def test_a_signal_while_workers_start_reaches_none_of_them(tiny, monkeypatch):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     whole = list(get_dataset(config("tiny_imagenet", tiny.parent, 0))[0])
-    monkeypatch.setattr(_folder, "_prepare_worker", signalled_first)
+    monkeypatch.setattr(_folder, "prepare_worker", signalled_first)
     assert_same(get_dataset(config("tiny_imagenet", tiny.parent, 2))[0], whole)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

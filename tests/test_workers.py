@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import re
@@ -103,9 +104,20 @@ def deaf() -> None:
     time.sleep(600)
 
 
+def leaves() -> None:
+    os._exit(3)
+
+
+def crashes() -> None:
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 FAULTS = {
-    "no more files": (without_files, "open files.*ulimit -n"),
-    "no more shared memory": (without_shared_memory, "shared memory.*--shm-size"),
+    "ended by itself": (leaves, "ended with status 3.*NUM_WORKERS 0"),
+    "crashed": (crashes, "ended by segmentation fault.*NUM_WORKERS 0"),
+    "no more files": (without_files, "^too many open files.*ulimit -n"),
+    "no more shared memory": (without_shared_memory, "too little shared memory.*--shm-size"),
     "killed": (killed, "was killed.*NUM_WORKERS"),
     "a mistake in the transform": (raises(ValueError("so many\nlines")), "lines"),
     "no shared memory": (
@@ -131,6 +143,45 @@ def test_one_line_and_the_step_saved_whatever_happens_to_a_worker(tmp_path, name
     whole.train()
     a, b = rest.distiller.state_dict(), whole.distiller.state_dict()
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def test_a_worker_that_dies_during_a_step_does_not_lose_it(tmp_path):
+    """PyTorch raises wherever the program is: for want of a step, or of a file half written."""
+    one = trainer(tmp_path)
+    plain, steps = one.step, []
+
+    def step(batch, epoch):
+        result = plain(batch, epoch)
+        steps.append(epoch)
+        if len(steps) == 3:
+            worker = multiprocessing.active_children()[0]
+            worker.kill()
+            worker.join(20)
+            time.sleep(0.1)  # its death is told by now
+        return result
+
+    one.step = step
+    with pytest.raises(DataError, match="was killed.*saved after its step [3-9]"):
+        one.train()
+    assert torch.load(tmp_path / "run" / "latest", weights_only=True)["step"] == len(steps)
+
+
+def test_workers_that_cannot_all_start_are_ended(tmp_path, monkeypatch, capfd):
+    plain = multiprocessing.Process.start
+
+    def start(process):
+        if multiprocessing.active_children():
+            raise OSError(errno.EMFILE, "Too many open files")
+        plain(process)
+
+    images = ImageFolder(folder(tmp_path), Transform())
+    with monkeypatch.context() as patch:
+        patch.setattr(multiprocessing.Process, "start", start)
+        with pytest.raises(DataError, match="^too many open files"):
+            list(FolderLoader(images, 4, num_workers=2, pin_memory=False, train=True))
+    assert all(worker.exitcode is not None for worker in ended_soon())
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.queues
-import os
-import signal
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mdistiller.config import Config
 from mdistiller.device import resolve_device
-from mdistiller.errors import ConfigError, DataError, MdistillerError, explained
+from mdistiller.errors import ConfigError, DataError, explained
 from mdistiller.seeding import derive_seed
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
@@ -32,6 +25,7 @@ from ._files import ImageFiles
 from ._loader import Loader
 from ._noise import noisy_targets
 from ._selection import select, validates_on_heldout
+from ._workers import prepare_worker, read_by_workers
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -81,105 +75,15 @@ class FolderLoader(Loader):
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
             collate_fn=images.collate,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
             # Without one of its own, a DataLoader would draw from the global generator.
             generator=self._generator(epoch, "workers"),
         )
-        with _workers(batches) as reader:
-            for batch in reader:
+        with read_by_workers(batches) as read:
+            for batch in read:
                 if isinstance(batch, _Unusable):
                     raise DataError(batch.message)
                 yield tuple(batch)
-
-
-_HELD = {signal.SIGINT, signal.SIGTERM}
-
-
-@contextmanager
-def _workers(batches: DataLoader) -> Iterator[Iterator[Any]]:
-    """``iter(batches)``; its workers have ended after it, whatever was raised, by them or here.
-
-    Raises:
-        DataError: for what a worker raises; one line.
-    """
-    reader: Any = None
-    others = set(multiprocessing.active_children())
-    try:
-        reader = _start_workers(batches)
-        yield reader
-    except MdistillerError:
-        raise
-    except Exception as error:
-        error = _cause(reader, error) or error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise explained(error) or DataError(
-            f"images cannot be read or prepared ({reason[-1]}); look at the data and the transform"
-        ) from None
-    finally:
-        # By itself it does this when it is collected, which a traceback may put off for ever, and
-        # workers that outlive a SIGTERM would then be waited for at the end of the process.
-        getattr(reader, "_shutdown_workers", lambda: None)()
-        # Those that do not listen, and those that ran already when another one could not start.
-        for worker in getattr(reader, "_workers", None) or _started_since(others, reader):
-            worker.kill()
-
-
-def _end_worker(error: BaseException, batch: Any = None) -> None:
-    """Ends the process, with the reason as its status, in which a batch cannot be handed over.
-
-    Python would print a traceback and go on, and who waits for that batch would wait for ever.
-    """
-    status = getattr(error, "errno", None) or errno.ENOSPC  # no more shared memory
-    if isinstance(error, MemoryError):
-        status = errno.ENOMEM
-    elif "Too many open files" in str(error):
-        status = errno.EMFILE
-    os._exit(status)
-
-
-def _cause(reader: Any, error: Exception) -> Exception | None:
-    """Why a worker has ended, if one has, which ``error`` need not say."""
-    workers = [w for w in getattr(reader, "_workers", ()) if w.pid is not None]
-    if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
-        # The other end of a connection is gone; that of its process may take a moment longer.
-        multiprocessing.connection.wait([w.sentinel for w in workers], timeout=1)
-    statuses = {worker.exitcode for worker in workers} - {0, None}
-    if not statuses:
-        return None
-    return RuntimeError(f"DataLoader worker exited, exit code {max(statuses)}")
-
-
-def _started_since(others: set[Any], reader: Any) -> set[Any]:
-    """The processes that a failed start has left."""
-    return set() if reader else set(multiprocessing.active_children()) - others
-
-
-def _start_workers(batches: DataLoader) -> Iterator[Any]:
-    """``iter(batches)``, whose workers get no signal before they can outlive it."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        return iter(batches)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-    try:
-        return iter(batches)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _prepare_worker(worker: int) -> None:
-    """What a process that reads images does first.
-
-    Ctrl-C and a scheduler's SIGTERM reach workers, too; the run needs them to end its step.
-
-    A second SIGTERM ends a worker, which is what a parent that exits sends to one that hangs.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
-    # Called by the threads that hand over batches, and the memory in which they lie.
-    queue: Any = multiprocessing.queues.Queue
-    queue._on_queue_feeder_error = staticmethod(_end_worker)
-    sys.excepthook = lambda kind, error, trace: _end_worker(error)
 
 
 @dataclass(frozen=True)
@@ -270,11 +174,11 @@ def leave_out_broken(folder: ImageFiles, num_workers: int) -> None:
         batch_size=64,
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # lest it draws from the global one
     )
-    with _workers(checks) as reader:
-        found = [result for batch in reader for result in batch]
+    with read_by_workers(checks) as read:
+        found = [result for batch in read for result in batch]
     broken = [result for result in found if result is not None]
     if not broken:
         return
