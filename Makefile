@@ -6,7 +6,7 @@ SEEDS ?= 0 1 2
 WORKERS ?= 2
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test test-slow test-lowest coverage audit lint format clean
+.PHONY: demo docs test test-slow test-lowest coverage audit lint format clean
 
 # Where this is set, as in many container images, each of the some hundred processes of the tests
 # would compile torch's modules anew: 2 s of CPU time a process.
@@ -48,6 +48,10 @@ $(LOWEST)/.installed: requirements.txt pyproject.toml
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-c $(LOWEST)/constraints.txt -e '.[test,export]'
 	touch $@
+
+# build/site/index.html, which opens without a server.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 coverage: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov=mdistiller --cov-fail-under=90 \

@@ -1,3 +1,3 @@
 """Knowledge distillation with fixed and with cross-batch loss weighting."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

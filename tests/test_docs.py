@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,10 @@ from mdistiller.engine import trainer_dict
 from .toys import config, loader, networks
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FROM_ROOT = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "CHANGELOG")]
+PAGES = [*FROM_ROOT, *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs/results/archive.md"]
+# Made by the site from docstrings.
+MADE = ROOT / "docs" / "reference"
 
 
 def test_readmes_own_distiller_trains_both_ways(tmp_path):
@@ -34,14 +41,59 @@ def test_readmes_own_distiller_trains_both_ways(tmp_path):
             dict.pop(distiller_dict, name, None)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_and_named_files_exist(page):
-    text = page.read_text()
-    links = [x for x in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in x]
-    missing = [x for x in links if not (page.parent / x).exists()]
-    named = re.findall(r"(?:tools|configs|tests|benchmarks|docs)/[\w/]+\.(?:py|yaml|md)", text)
-    missing += [x for x in named if not (ROOT / x).exists()]
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub and the site name them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def test_links_and_named_files_exist():
+    missing = []
+    for page in PAGES:
+        text = page.read_text()
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", text):
+            place = (page.parent / target).resolve() if target else page
+            if "://" in target or MADE in place.parents:
+                continue
+            if not place.exists() or (anchor and anchor not in anchors(place)):
+                missing.append((page.name, target, anchor))
+        for target in re.findall(r'\b(?:src|srcset)="([^"]+)"', text):
+            missing += [] if (page.parent / target).exists() else [(page.name, target, "")]
+        named = re.findall(
+            r"(?:tools|configs|tests|benchmarks|docs|examples)/[\w/]+\.(?:py|yaml|md|ipynb)", text
+        )
+        missing += [(page.name, name, "") for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+def test_the_site_is_built_without_a_network(tmp_path):
+    """With mkdocs' strict: a link, an anchor or an object that is missing is an error."""
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--config-file", str(ROOT / "docs/site/mkdocs.yml")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*.html")}
+    assert {f"{page.stem}.html" for page in PAGES[4:-1]} <= set(pages) and "index.html" in pages
+    # What a page loads lies in the site.
+    del pages["404.html"]  # for a server's root
+    for name, page in pages.items():
+        for tag in re.findall(r"<(?:script|link|img|source)\b[^>]*>", page):
+            for target in re.findall(r'\b(?:src|srcset|href)="([^"]+)"', tag):
+                assert "://" not in target, (name, target)
+                file = (tmp_path / name).parent / target.partition("#")[0].partition("?")[0]
+                assert file.exists(), (name, target)
+    assert pages["method.html"].count("arithmatex") > 20 and "katex.min.js" in pages["method.html"]
+    assert "cross_batch_backward" in pages["reference/weighting.html"]
+    words = html.unescape(re.sub("<[^>]+>", "", pages["reference/weighting.html"]))
+    assert ":func:" not in words and ":class:" not in words
 
 
 def test_every_method_is_in_the_readme():

@@ -20,11 +20,11 @@ from mdistiller.errors import MdistillerError
 from mdistiller.experiments.tables.layouts import Row
 from mdistiller.report import write_report
 from mdistiller.report.contents import build
+from mdistiller.report.csv_files import cells_csv, runs_csv
 from mdistiller.report.document import Document, Heading, Listing, Text, as_latex, render, table
 from mdistiller.report.figures import draw, save
 from mdistiller.report.figures.sensitivity import sensitivity_absolute, sensitivity_relative
 from mdistiller.report.figures.style import line_style
-from mdistiller.report.tables import cells_csv, runs_csv
 
 from . import report_runs
 from .report_runs import COLUMNS, kd, rows_of, simulate, write_kd, write_run
@@ -80,13 +80,16 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     text = write_report(results).read_text(encoding="utf-8")
     page = Balanced(text)
     assert "A &lt;b&gt; &amp; c" in text and "\\n" not in text
-    # Contents at the top, and nothing from outside.
+    # Contents at the top, and nothing from outside; figures refer to parts of their own.
     assert page.links and set(page.links) <= {f"#{anchor}" for anchor in page.anchors}
-    assert len(page.pictures) == 5
-    assert all(x.startswith("data:image/svg+xml;base64,") for x in page.pictures)
+    assert text.count("<svg ") == 5 and page.pictures == []
+    assert len(page.anchors) == len(set(page.anchors))
     assert all(len(widths) == 1 for widths in page.widths)
-    assert not page.tags & {"script", "link", "iframe", "b", "i"}
-    assert "@import" not in text and "url(" not in text
+    assert not page.tags & {"link", "iframe", "b", "i"}
+    assert "@import" not in text and set(re.findall(r"url\((.)", text)) == {"#"}
+    assert re.findall(r"<script[^>]*>", text) == ["<script>"] and "fetch" not in text
+    # The answer first.
+    assert text.index(">Verdict</h2>") < text.index(">Accuracy</h2>")
     for kind in ("png", "svg"):
         names = {p.stem for p in (tmp_path / "table1" / "report").glob(f"*.{kind}")}
         assert names == {"curves", "differences", "weights", "cosines", "equal_time"}

@@ -23,13 +23,14 @@ from mdistiller.experiments.tables.study import CANDIDATES, FIXED, RULES_OUT
 from mdistiller.report import Results, load_all, load_table, write_evidence
 from mdistiller.report.comparison import costs
 from mdistiller.report.contents import build
+from mdistiller.report.csv_files import runs_csv
 from mdistiller.report.document import Table, render
 from mdistiller.report.facts import facts
 from mdistiller.report.figures import draw
 from mdistiller.report.numbers import fixed
 from mdistiller.report.study import choices, controls, longer, readings
 from mdistiller.report.study import tested as without_selection
-from mdistiller.report.tables import STEP, dynamics_tables, runs_csv
+from mdistiller.report.tables import STEP, dynamics_tables
 from tools.report import main
 
 from .test_report import lines
@@ -89,12 +90,17 @@ def few(first, tmp_path):
 
 def test_every_number_is_that_of_the_first_pages(study):
     assert study.keys() == GOLDEN.keys()
-    assert sum(len(tables) for tables in GOLDEN.values()) == 78
+    assert sum(len(tables) for tables in GOLDEN.values()) == 94
     for name, tables in GOLDEN.items():
         blocks = build(study[name], "last", {}).blocks
-        found = {b.caption.split("; below it both times")[0]: b for b in blocks if type(b) is Table}
+        found = {b.caption.split("; be")[0]: b.frame for b in blocks if type(b) is Table}
+        verdict = next(frame for frame in found.values() if "verdict" in frame.index.names)
         for caption, rows in tables.items():
-            frame = found[caption].frame
+            if caption.startswith("Mean paired difference"):
+                best = [c for c in verdict.columns if c.startswith("best epoch")]
+                frame = verdict[best if "best epoch" in caption else ["difference", "95 % CI"]]
+            else:
+                frame = found[caption]
             labels = frame.index.get_level_values(0)
             shown = {
                 label: " ".join(NUMBER.findall(" ".join(row)))
@@ -276,12 +282,15 @@ def test_evidence_has_every_table_with_its_commands_and_the_notes(few, tmp_path)
     records = few(("grid_d", "grid_e"))
     (records / "notes").mkdir()
     (records / "notes" / "grid_e-fashion_mnist.md").write_text("*By hand:* a_b & c < d.\n")
-    (records / "notes" / "evidence.md").write_text("First of all.\n")
+    (records / "notes" / "results.md").write_text("First of all.\n")
     page = write_evidence(records, tmp_path / "docs")
     text = page.read_text(encoding="utf-8")
     assert text.index("First of all.") < text.index("## [Grid D") < text.index("## [Grid E")
-    assert "| RKD + ours | RKD | +0.94 |" in text
-    links = re.findall(r"\]\((evidence/.*?)\)", text)
+    assert "| RKD + ours | RKD | better | +0.94 |" in text
+    archive = (page.parent / "results" / "archive.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((results/grid_.*?\.md)\)", text)
+    links += [f"results/{name}" for name in re.findall(r"^- \[.*\]\((.*)\)", archive, re.MULTILINE)]
+    links.sort()
     names = {Path(link).stem for link in links}
     assert names == {"grid_d-glyphs", "grid_d-glyphs-95500b", "grid_e-fashion_mnist"}
     shown = []
@@ -292,7 +301,7 @@ def test_evidence_has_every_table_with_its_commands_and_the_notes(few, tmp_path)
         shown += re.findall(r"^!\[.*\]\((.*)\)$", part, re.MULTILINE)
     assert "\n\n*By hand:* a_b & c < d.\n\n" in part
     assert len(shown) == len(set(shown)) > 10
-    pictures = {p.name for p in (page.parent / "evidence").glob("*.png")}
+    pictures = {p.name for p in (page.parent / "results").glob("*.png")}
     assert pictures == set(shown)
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from mdistiller.cli import ToolParser, exit_on_error
+from mdistiller.environment import environment
 from mdistiller.experiments import RESULTS
 from mdistiller.experiments.tables import TABLES
 from mdistiller.report import Results, load_folders, load_table, write_evidence, write_report
@@ -16,7 +17,8 @@ EXAMPLES = """examples:
   python tools/report.py table1 --select best --out pages
   python tools/report.py grid_a --dataset digits --records results   # from the records alone
   python tools/report.py output/digits/*                    # any runs; output/digits/report/
-  python tools/report.py evidence                           # docs/evidence.md, of all records
+  python tools/report.py evidence                           # docs/results.md, of all records
+  python tools/report.py env                                # versions and devices, for an issue
 """
 
 
@@ -24,14 +26,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as argparse can."""
     parser = ToolParser(
         description="Write the report of a table, or of any runs side by side, as HTML, Markdown, "
-        "LaTeX, CSV and figures. `report.py evidence` writes the pages of all records.",
+        "LaTeX, CSV and figures. `report.py evidence` writes the pages of all records, "
+        "`report.py env` prints what an issue should say about the machine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "what",
         nargs="+",
-        metavar="TABLE | FOLDER ... | evidence",
+        metavar="TABLE | FOLDER ... | evidence | env",
         help="a table such as table1, or folders of runs (differences are to the first)",
     )
     parser.add_argument("--dataset", help="if the table was run on several")
@@ -71,6 +74,9 @@ def load(args: argparse.Namespace) -> Results:
 def main(argv: list[str] | None = None) -> None:
     """Write the report that the command line asks for, print its answer and where it is."""
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if args.what == ["env"]:
+        print(environment(), end="")
+        return
     if args.what == ["evidence"]:
         print(write_evidence(args.records or RESULTS, args.out or "docs", args.select))
         return
@@ -79,3 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     print(answer_in_text(results, args.select))
     print(", ".join(f"{count} {state}" for state, count in results.states.items()))
     print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .comparison import Comparison, compare
+from .csv_files import cells_csv, runs_csv
 from .document import Block, Document, Heading, Listing, Picture, Table, Text, render, write_files
 from .facts import facts
 from .figures import draw, save
@@ -14,14 +15,13 @@ from .study import controls, longer, readings, tested
 from .tables import (
     RULE_TEXT,
     accuracy_table,
-    cells_csv,
     cost_table,
     difference_table,
     dynamics_tables,
-    pooled_table,
     power_table,
-    runs_csv,
     state_table,
+    tests_table,
+    verdict_table,
 )
 
 # Within the table's folder, where no --out is given.
@@ -131,11 +131,10 @@ def _what(rule: str) -> str:
 
 
 def answer(results: Results, found: dict[str, list[Comparison]]) -> Iterator[Block]:
-    """Every row beside its baseline, in one table a selection rule."""
+    """Every row beside its baseline at equal epochs, in one table."""
     if found:
-        yield Heading("Difference to the baseline at equal epochs")
-    for rule, comparisons in found.items():
-        yield pooled_table(results, comparisons, f"Mean paired difference, {_what(rule)}")
+        yield Heading("Verdict")
+        yield verdict_table(results, found)
 
 
 def _accuracy(
@@ -163,6 +162,7 @@ def _details(
         if len(results.columns) > 1:
             caption = f"Paired difference (n) with its 95 % CI per {word}, {_what(rule)}"
             yield difference_table(results, comparisons, caption)
+        yield tests_table(results, comparisons, _what(rule))
         if comparisons is next(iter(found.values())):
             yield power_table(results, comparisons, _what(rule))
 

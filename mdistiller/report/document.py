@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
+import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import jinja2
 import pandas as pd
@@ -172,6 +173,27 @@ def _text_table(table: Table) -> str:
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align, tablefmt="simple")
 
 
+_SERIES = re.compile(r'<g id="series-\d+-([^"]*)">')
+
+
+def _inline_svg(data: bytes, picture: Picture) -> str:
+    """The SVG file as an element of a page: as wide as its place, each line with its name.
+
+    Its identifiers begin with the picture's name, or those of several pictures would clash.
+    """
+    text = data.decode()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = _SERIES.sub(
+        lambda m: f'<g class="series" data-name="{html.escape(unquote(m[1]))}">', text
+    )
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", text)
+    head, rest = text.split(">", 1)
+    head = re.sub(r' (?:width|height|version|xmlns[:\w]*)="[^"]*"', "", head)
+    label = html.escape(picture.caption)
+    # Matplotlib's links within a picture are those of SVG 1.1.
+    return f'{head} role="img" aria-label="{label}">{rest.replace("xlink:href", "href")}'
+
+
 _PAGES = jinja2.Environment(
     loader=jinja2.PackageLoader("mdistiller.report"),
     autoescape=lambda name: str(name).endswith(".html"),
@@ -194,7 +216,7 @@ _PAGES.filters.update(
     tex_table=_latex_table,
     text_table=_text_table,
     html_table=_html_table,
-    base64=lambda data: base64.b64encode(data).decode(),
+    inline_svg=_inline_svg,
     fence=_fence,
 )
 

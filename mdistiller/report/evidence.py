@@ -1,4 +1,4 @@
-"""The pages of all records: one with every table's answer, and one for every table."""
+"""The pages of all records: one with every table's answer, one for every table, and an archive."""
 
 from __future__ import annotations
 
@@ -7,32 +7,40 @@ from pathlib import Path
 
 from mdistiller.errors import DataError
 
-from .contents import answer, build, compared, selection_rules
-from .document import Block, Document, Picture, Table, Text, render, write_files
+from .comparison import compare
+from .contents import build
+from .document import Block, Document, Picture, render, write_files
 from .figures import draw, save_png
 from .load import load_all
 from .results import Results
 from .study import tested
+from .tables import RULE_TEXT, verdict_table
 
-PAGE, PAGES = "evidence.md", "evidence"
+PAGE, PAGES, ARCHIVE = "results.md", "results", "archive"
 # Within the folder of records: text by hand, which is taken over as it is.
 NOTES = "notes"
 
 _OPENING = (
-    "Written by `python tools/report.py evidence` from the records of every run that was started "
-    "and ended, done or failed, in {records}/. What is interpretation stands in {records}/notes/ "
-    "and is taken over as it is; all else is computed. Each heading leads to a page with all "
-    "tables and figures and the commands that make them. [Reading a report](report.md) defines "
-    "the statistics, [the study](study.md) says what the grids are for."
+    "Made by `python tools/report.py evidence` from the records in {records}/: words are written "
+    "by hand ({records}/notes/), numbers and figures are computed. Tables: mean paired difference "
+    "to the second column's method at equal epochs, percentage points of test top-1, {rule}; "
+    "better or worse where its 95 % interval excludes zero, not corrected for the number of rows. "
+    "Each heading's page has all tables and the commands that trained them. "
+    "[How to read them](report.md) · [what the grids are](study.md) · "
+    "[settings that were given up]({pages}/archive.md)"
+)
+_GIVEN_UP = (
+    "# Archive\n\nRuns with other settings than most of their table's. They count nowhere else. "
+    "Back to [the results](../{page})."
 )
 # A report of its own has these of every table; here they would hide the others.
 _LEFT_OUT = ("curves",)
-# With more rows a line each is no picture any more.
+# With more rows a line each is no picture any more, and a table none that is read.
 _LINES = 12
 
 
 def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> Path:
-    """Write ``out/evidence.md``, and a page with figures for every table into ``out/evidence/``.
+    """Write ``out/results.md``, and a page with figures for every table into ``out/results/``.
 
     Args:
         records: the folder of records.
@@ -47,30 +55,48 @@ def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> 
         MdistillerError: ``out`` cannot be written.
     """
     records, out = Path(records), Path(out)
-    parts = ["# Evidence", _OPENING.format(records=records), *_note(records, "evidence")]
+    opening = _OPENING.format(records=records, rule=RULE_TEXT[rule], pages=PAGES)
+    parts = ["# Results", opening, *_note(records, "results")]
+    archive = [_GIVEN_UP.format(page=PAGE), *_note(records, ARCHIVE)]
     files: dict[str, str | bytes] = {}
     seen: set[tuple[str, str]] = set()
     for results in load_all(records):
         place = results.name, results.dataset
         name, title = "-".join(place), f"{results.title}: {results.dataset}"
-        if place in seen:  # with other settings than most of its runs
+        given_up = place in seen
+        if given_up:
             name, title = f"{name}-{results.settings}", f"{title}, settings {results.settings}"
-        parts.append(f"## [{title}]({PAGES}/{name}.md)")
-        parts.append(_markdown(_summary(results, rule, brief=place in seen)))
-        files |= _page(results, title, name, records, rule)
+            archive.append(f"- [{title}]({name}.md): {len(results.done)} runs")
         seen.add(place)
+        page = _page(results, title, name, records, rule)
+        if not given_up:
+            parts += _section(results, title, name, records, rule, set(page))
+        files |= page
+    files[f"{ARCHIVE}.md"] = "\n\n".join(archive) + "\n"
     write_files(out / PAGES, files)
     write_files(out, {PAGE: "\n\n".join(parts) + "\n"})
     return out / PAGE
 
 
-def _summary(results: Results, rule: str, brief: bool) -> Iterator[Block]:
-    """How many runs, and unless ``brief`` what came of them."""
-    yield Text(f"{len(results.done)} runs.")
+def _section(
+    results: Results, title: str, name: str, records: Path, rule: str, files: set[str]
+) -> Iterator[str]:
+    """A table on the first page: the start of its note, differences in two forms, the command."""
+    yield f"## [{title}]({PAGES}/{name}.md)"
+    yield from (note.partition("\n\n")[0] for note in _note(records, name))
     part = tested(results)
-    for block in answer(part, compared(part, selection_rules(part, rule)[:1])) if not brief else ():
-        if isinstance(block, Table):
-            yield block
+    found = compare(part, part.compared, rule)
+    if 0 < len(found) <= _LINES:
+        yield _markdown([verdict_table(part, {rule: found})], captions=False)
+    if f"{name}-differences.png" in files:
+        yield f"![Paired differences with 95 % intervals: {title}]({PAGES}/{name}-differences.png)"
+    yield f"{len(results.done)} runs; `{_command(results, records)}`"
+
+
+def _command(results: Results, records: Path) -> str:
+    """What makes this table's report of the records."""
+    where = f"--dataset {results.dataset} --records {records} --settings {results.settings}"
+    return f"python tools/report.py {results.name} {where}"
 
 
 def _page(
@@ -81,17 +107,16 @@ def _page(
     left_out = (*_LEFT_OUT, *["equal_time"] * (len(part.rows) > _LINES))
     drawn = {d.name: d for d in draw(part, rule, left_out)}
     pictures = {key: Picture(f"{name}-{key}", d.caption) for key, d in drawn.items()}
-    report = f"python tools/report.py {results.name} --dataset {results.dataset}"
-    report += f" --records {records} --settings {results.settings}"
-    shell = "\n".join(("```sh", *results.commands, report, "```"))
+    shell = "\n".join(("```sh", *results.commands, _command(results, records), "```"))
     blocks = build(results, rule, pictures).blocks
     text = "\n\n".join((f"# {title}", shell, *_note(records, name), _markdown(blocks)))
     images = {f"{name}-{key}.png": save_png(d.figure) for key, d in drawn.items()}
     return {f"{name}.md": text + "\n", **images}
 
 
-def _markdown(blocks: Iterable[Block]) -> str:
-    return render(Document("", tuple(blocks)), "md").strip()
+def _markdown(blocks: Iterable[Block], captions: bool = True) -> str:
+    text = render(Document("", tuple(blocks)), "md").strip()
+    return text if captions else text.partition("\n\n")[2]
 
 
 def _note(records: Path, name: str) -> list[str]:

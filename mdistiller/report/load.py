@@ -21,9 +21,9 @@ from mdistiller.experiments.tables.layouts import Row
 from mdistiller.experiments.tables.pairs import Pair
 from mdistiller.experiments.tables.study import STUDY
 
+from .csv_files import varying
 from .frame import folder_run, recorded_run, run_frame
 from .results import FOLDERS, Results, in_order
-from .tables import varying
 
 # What versions before 0.2 left in a table's folder, instead of records.
 PLAN = "plan.json"

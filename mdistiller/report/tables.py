@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 
-from mdistiller.config.names import relevant
 from mdistiller.experiments.derive import relative_step
 
 from . import numbers
 from .comparison import Comparison, costs
 from .document import Table, table
 from .numbers import or_blank
-from .results import PRINTED_DATASET, RULES, Results
-from .statistics import HALF_WIDTH, pooled_deviation, spread, trials_needed, trials_to_add
+from .results import Results
+from .statistics import HALF_WIDTH, Interval, pooled_deviation, spread, trials_needed, trials_to_add
 
 RULE_TEXT = {
     "last": "last epoch",
@@ -34,14 +32,6 @@ _STEPS = (
     "; steps: the sum of learning rate times length of the update, over the same sum for the "
     "update of plain training at the same places"
 )
-# Of report.csv.
-RUN_COLUMNS = (
-    *("table", "dataset", "row", "method", "variant", "ce_weight", "column", "teacher", "student"),
-    *("trial", "seed", "state", "epochs", "last_top1", "best_top1", "best_epoch", "seconds"),
-    *("median_epoch_seconds", "device", "threads", "fleet", "torch", "commit", "folder", "reason"),
-)
-_OF_ROW = {"method": "method", "variant": "variant", "ce_weight": "x"}
-
 # ---- accuracies ------------------------------------------------------------------------------
 
 
@@ -108,31 +98,71 @@ def difference_table(results: Results, found: Sequence[Comparison], caption: str
     return table(caption, ("method", *(column.label for column in results.columns)), lines)
 
 
-def pooled_table(results: Results, found: Sequence[Comparison], caption: str) -> Table:
-    """Per row the mean over the columns, its interval, and both tests."""
+def verdict_table(results: Results, found: Mapping[str, Sequence[Comparison]]) -> Table:
+    """Per row what it does to the accuracy, in a word and in numbers, and what it costs.
+
+    Args:
+        found: the comparisons by selection rule; the first rule decides the word.
+    """
+    first, *others = found
+    factors: dict[str, list[float]] = {}
+    for cost in costs(results):
+        factors.setdefault(cost.row.key, []).append(cost.factor)
+    head = ["method", "compared with", "verdict", "difference", "95 % CI", "trials"]
+    for rule in others:
+        head += [f"{rule} epoch", f"{rule} epoch: 95 % CI"]
+    head += ["times the time"] * bool(factors)
+    lines = []
+    for number, c in enumerate(found[first]):
+        line = [c.row.label, c.other.label, _verdict(c.pooled), *_estimate(c), str(c.pooled.n)]
+        for rule in others:
+            line += _estimate(found[rule][number])
+        spans = sorted({f"{factor:.2f}" for factor in factors.get(c.row.key, [])}, key=float)
+        line += [" to ".join(dict.fromkeys((*spans[:1], *spans[-1:])))] * bool(factors)
+        lines.append(line)
+    caption = f"Mean paired difference, percentage points of test top-1, {RULE_TEXT[first]}"
+    if others:
+        caption += "".join(f"; beside it: {RULE_TEXT[rule]}" for rule in others)
+    return table(caption, head, lines, labels=3)
+
+
+def _verdict(interval: Interval) -> str:
+    if np.isnan(interval.low):
+        return "one trial"
+    if interval.low > 0 or interval.high < 0:
+        return "better" if interval.mean > 0 else "worse"
+    return "no difference shown"
+
+
+def _estimate(comparison: Comparison) -> tuple[str, str]:
+    mean = numbers.fixed(comparison.pooled.mean, sign=True)
+    return mean, numbers.bounds(comparison.pooled)
+
+
+def tests_table(results: Results, found: Sequence[Comparison], what: str) -> Table:
+    """Per row both tests of its mean difference."""
     word = results.column_word
     head = (
-        *("method", "compared with", f"mean over {word}s", "95 % CI", "df", "paired t test p"),
-        *(f"{word}s improved", "trials better / worse / equal", "exact sign test p"),
+        *("method", "compared with", "df", "paired t test p", f"{word}s improved"),
+        *("trials better / worse / equal", "exact sign test p"),
     )
     lines = [
         (
-            *(c.row.label, c.other.label, numbers.fixed(c.pooled.mean, sign=True)),
-            *(numbers.bounds(c.pooled), numbers.fixed(c.pooled.df, 1)),
+            *(c.row.label, c.other.label, numbers.fixed(c.pooled.df, 1)),
             *(numbers.probability(c.pooled.p), f"{c.improved} of {len(c.intervals)}"),
             f"{c.signs.better} / {c.signs.worse} / {c.signs.equal}",
             numbers.probability(c.signs.p),
         )
         for c in found
     ]
-    return table(caption, head, lines, labels=2)
+    return table(f"Tests of the mean differences, {what}", head, lines, labels=2)
 
 
 def power_table(results: Results, found: Sequence[Comparison], what: str) -> Table:
     """Per row how wide the interval is, and how many trials a narrow one needs."""
     word = results.column_word
     head = (
-        *("method", "compared with", f"trials a {word}", f"mean over {word}s", "half-width"),
+        *("method", "compared with", f"trials a {word}", "half-width"),
         *("deviation", f"trials a {word} for {HALF_WIDTH}", "or, added where they tell most"),
     )
     lines = []
@@ -143,7 +173,6 @@ def power_table(results: Results, found: Sequence[Comparison], what: str) -> Tab
         lines.append(
             (
                 *(c.row.label, c.other.label, "-".join(map(str, counts))),
-                numbers.fixed(c.pooled.mean, sign=True),
                 *(numbers.fixed(c.pooled.half_width), numbers.fixed(deviation)),
                 str(trials_needed(groups) or numbers.NONE),
                 " + ".join(map(str, trials_to_add(groups) or (numbers.NONE,))),
@@ -216,67 +245,3 @@ def _span(values: np.ndarray) -> str:
         return ""
     low, high, last = (numbers.fixed(float(v)) for v in (known.min(), known.max(), known[-1]))
     return f"{low} to {high},\nlast {last}"
-
-
-# ---- for other programs ----------------------------------------------------------------------
-
-
-def runs_csv(results: Results) -> str:
-    """Every run, complete or not, then the settings that differ; what is unknown stays empty."""
-    runs = results.runs
-    rows = pd.DataFrame(map(vars, results.rows)).set_index("key")
-    pairs = {column.key: column.pair for column in results.columns}
-    frame = runs.assign(
-        table=results.name,
-        dataset=results.dataset,
-        **{k: runs["row"].map(rows[v]) for k, v in _OF_ROW.items()},
-        **{k: [getattr(pairs[c], k) for c in runs["column"]] for k in ("teacher", "student")},
-        folder=[folder.name for folder in runs["folder"]],
-    )[list(RUN_COLUMNS)]
-    return _whole_numbers(frame.join(varying(runs))).to_csv(index=False, lineterminator="\n")
-
-
-def varying(runs: pd.DataFrame) -> pd.DataFrame:
-    """The settings in which runs differ, as texts; a column each.
-
-    Without the seed, and without what no result depends on: names, places, logging.
-    """
-    settings = pd.DataFrame(map(relevant, runs["settings"]), index=runs.index).astype(str)
-    differing = [k for k in settings if k != "EXPERIMENT.SEED" and settings[k].nunique() > 1]
-    return settings[differing].replace("nan", "")
-
-
-def _whole_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Counts as whole numbers, also where some are missing."""
-    counts = ("trial", "seed", "epochs", "best_epoch", "threads", "fleet")
-    return frame.astype(dict.fromkeys(counts, "Int64"))
-
-
-def cells_csv(results: Results) -> str:
-    """Every cell: measured figures and the paper's, each in a column of its own."""
-    done = results.done.groupby(["row", "column"])
-    frame = pd.DataFrame(_places(results), columns=["row", "column"])
-    frame.insert(0, "table", results.name)
-    frame.insert(1, "dataset", results.dataset)
-    measured = done.agg(
-        n=("trial", "size"),
-        **{
-            f"{rule}_{name}": (f"{rule}_top1", how)
-            for rule in RULES
-            for name, how in (("mean", "mean"), ("deviation", "std"))
-        },
-    )
-    frame = frame.join(measured, on=["row", "column"])
-    frame["n"] = frame["n"].fillna(0).astype(int)
-    paper = [results.printed.get(place) for place in _places(results)]
-    frame["paper"] = pd.Series(paper, dtype=float)
-    frame["paper_dataset"] = [None if x is None else PRINTED_DATASET for x in paper]
-    for rule in RULES:
-        gap = frame[f"{rule}_mean"] - frame["paper"]
-        frame[f"{rule}_minus_paper"] = gap if results.comparable else None
-    return frame.to_csv(index=False, lineterminator="\n")
-
-
-def _places(results: Results) -> Iterable[tuple[str, str]]:
-    places = results.runs[["row", "column"]].drop_duplicates()
-    return list(places.itertuples(index=False, name=None))

@@ -48,6 +48,7 @@ _FIGURES = (
      "and the reference batch (ref), and the share of steps in which the first two conflict; "
      "epoch means, " + _BAND + "."),
 )  # fmt: skip
+CAPTIONS = {name: caption for name, _, caption in _FIGURES}
 
 
 def draw(results: Results, rule: str, left_out: tuple[str, ...] = ()) -> Iterator[Drawn]:
@@ -63,4 +64,4 @@ def draw(results: Results, rule: str, left_out: tuple[str, ...] = ()) -> Iterato
             yield Drawn(name, caption.format(rule=rule), figure)
 
 
-__all__ = ["Drawn", "draw", "save", "save_png"]
+__all__ = ["CAPTIONS", "Drawn", "draw", "save", "save_png"]

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .. import numbers
 from ..comparison import Comparison, compare
 from ..results import Results
 from ..statistics import Interval
@@ -74,7 +75,7 @@ def differences(results: Results, rule: str) -> Figure | None:
             for y, interval in enumerate([*intervals, comparison.pooled][:lines]):
                 if interval is not None:
                     marker = "D" if y == len(intervals) else "o"
-                    _draw_interval(axes, y, interval, colour, marker)
+                    _draw_interval(axes, y, interval, colour, marker, names[y])
             axes.axvline(0, color=GREY, linewidth=0.9)
             if lines > len(intervals):
                 axes.axhline(len(intervals) - 0.5, color="#b6bac0", linewidth=0.8)
@@ -110,21 +111,24 @@ def _differences_of_many(results: Results, found: list[Comparison]) -> Figure:
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0]
         styles = row_styles(results)
+        names = [f"{one.row.label} minus {one.other.label}" for one in found]
         for axes, (title, intervals) in zip(grid, columns, strict=True):
             for y, (one, interval) in enumerate(zip(found, intervals, strict=True)):
                 if interval is not None:
                     marker = "o" if axes is not grid[-1] or len(grid) == 1 else "D"
-                    _draw_interval(axes, y, interval, styles[one.row.key]["color"], marker)
+                    colour = styles[one.row.key]["color"]
+                    _draw_interval(axes, y, interval, colour, marker, names[y])
             axes.axvline(0, color=GREY, linewidth=0.9)
             axes.set_title(title)
             axes.set_xlabel("percentage points")
-        names = [f"{one.row.label} minus {one.other.label}" for one in found]
         grid[0].set_yticks(range(len(names)), names)
         grid[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
-def _draw_interval(axes: Axes, y: int, interval: Interval, colour: str, marker: str) -> None:
+def _draw_interval(
+    axes: Axes, y: int, interval: Interval, colour: str, marker: str, name: str
+) -> None:
     clear = interval.low > 0 or interval.high < 0
     reach = None if np.isnan(interval.low) else [[interval.mean - interval.low]] * 2
     axes.errorbar(
@@ -136,4 +140,5 @@ def _draw_interval(axes: Axes, y: int, interval: Interval, colour: str, marker: 
         markerfacecolor=colour if clear else "white",
         capsize=3,
         elinewidth=1.2,
+        label=f"{name}: {numbers.fixed(interval.mean, sign=True)} {numbers.bounds(interval)}",
     )

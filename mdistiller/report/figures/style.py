@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib
 import numpy as np
@@ -59,6 +60,7 @@ def styled() -> Any:
 
 def save(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG; the same figure gives the same bytes."""
+    name_series(figure)
     svg = _save(figure, "svg", {"Date": None})
     return save_png(figure), _COORDINATES.sub(_shorten, svg)
 
@@ -66,6 +68,25 @@ def save(figure: Figure) -> tuple[bytes, bytes]:
 def save_png(figure: Figure) -> bytes:
     """The figure as PNG; the same figure gives the same bytes."""
     return _save(figure, "png", {"Software": None})
+
+
+def name_series(figure: Figure) -> None:
+    """Write into the figure's SVG what every line and bar is, as groups ``series-<n>-<name>``.
+
+    The page shows the name under the pointer. It is quoted as in an address.
+    """
+    number = 0
+    for axes in figure.get_axes():
+        bars = [(c.get_label(), c.get_children()) for c in axes.containers]
+        drawn = {artist for _, own in bars for artist in own}
+        single = [a for a in (*axes.lines, *axes.collections) if a not in drawn]
+        for label, artists in (*bars, *((a.get_label(), [a]) for a in single)):
+            if not label or str(label).startswith("_"):
+                continue
+            name = " · ".join(filter(None, (str(label), axes.get_title().replace("\n", " "))))
+            for artist in artists:
+                artist.set_gid(f"series-{number}-{quote(name)}")
+                number += 1
 
 
 def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:

@@ -1,0 +1,6 @@
+"""``python -m mdistiller.report`` is tools/report.py."""
+
+import runpy
+
+# By name: a package imports none of the commands that stand on it.
+runpy.run_module("mdistiller.commands.report", run_name="__main__", alter_sys=True)
