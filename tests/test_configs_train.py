@@ -12,6 +12,7 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.run import assemble_distiller
 
 from .golden_rules import golden_json
+from .toys import mostly_slow
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = golden_json("configs")["one_step"]["results"]
@@ -19,7 +20,14 @@ DATA = {"cifar100": (100, 32), "tiny_imagenet": (200, 64), "imagenet": (1000, 22
 NUM_DATA = 1000
 
 
-@pytest.mark.parametrize("path", GOLDEN)
+# One of each method, of each data set and of each kind of networks.
+SOME = [f for f in GOLDEN if f.count("/") == 2]
+SOME += [f"configs/cifar100/{name}.yaml" for name in ("dkd/vgg13_mv2", "dot/res32x4_shuv2")]
+SOME += ["configs/tiny_imagenet/dot/r18_mv2.yaml", "configs/imagenet/r34_r18/reviewkd.yaml"]
+SOME += ["configs/imagenet/r50_mv1/ofd.yaml"]
+
+
+@pytest.mark.parametrize("path", mostly_slow(GOLDEN, *SOME))
 def test_one_step(path):
     golden = GOLDEN[path]
     cfg = load_cfg(ROOT / path)

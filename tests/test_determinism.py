@@ -26,6 +26,7 @@ from .test_dataset_folder import save
 from .test_kill import CONTEXT, train_few
 from .test_resume import CASES, assert_same, build, outcome
 from .test_tools import DIGITS, ROOT, command, environment
+from .toys import mostly_slow
 
 # Python 3.12 and later warn of every fork; DataLoader forks its workers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -72,7 +73,13 @@ def test_every_trainer_is_covered():
 
 
 # The second view is made of images in memory only.
-@pytest.mark.parametrize("case", [case for case in CASES if case != "MLKD, two views"])
+@pytest.mark.parametrize(
+    "case",
+    mostly_slow(
+        [case for case in CASES if case != "MLKD, two views"],
+        *("CRD", "cross-batch, larger auxiliary batch", "regression on held-out images", "MoDo"),
+    ),
+)
 def test_number_of_workers_does_not_change_the_weights(tmp_path, images, case):
     found = []
     short = ("SOLVER.EPOCHS", 1)
@@ -92,7 +99,9 @@ def _restored(monkeypatch):
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", mostly_slow(CASES, "CRD", "DOT", "cross-batch", "GradNorm", "MoDo", "MLKD, two views")
+)
 @pytest.mark.usefixtures("_restored")
 def test_deterministic_algorithms_train_to_the_same_bits(tmp_path, case):
     use_deterministic_algorithms()

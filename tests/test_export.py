@@ -18,6 +18,8 @@ from mdistiller.errors import MdistillerError, UnknownNameError
 from mdistiller.export import FORMATS, export_checkpoint, image_size
 from tools.export import main
 
+from .toys import mostly_slow
+
 ROOT = Path(__file__).resolve().parents[1]
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FAMILIES = ("resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2")
@@ -74,9 +76,15 @@ def failure(capsys, *arguments: object) -> tuple[int, str]:
     return stop.value.code, printed.err
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("model", FAMILIES)
-def test_a_file_computes_what_the_network_does(model, form, tmp_path):
+@pytest.mark.parametrize(
+    "case",
+    mostly_slow(
+        [f"{model} {form}" for model in FAMILIES for form in FORMATS],
+        *("vgg8 onnx", "wrn_16_1 torch_export", "ShuffleV2 torchscript", "MobileNetV2 state_dict"),
+    ),
+)
+def test_a_file_computes_what_the_network_does(case, tmp_path):
+    model, form = case.split()
     if form == "onnx":
         need_onnx()
     network = saved(tmp_path / "ckpt", model)
@@ -118,7 +126,9 @@ def test_all_formats_print_a_line_each(tmp_path, capsys):
     saved(tmp_path / "ckpt", "resnet8")
     run_main("-m", "resnet8", "-c", tmp_path / "ckpt", "-d", "digits", "--format", "all", "--out",
              tmp_path / "a" / "b", "--batch-size", 1)  # fmt: skip
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert printed.err == ""
     files = [tmp_path / "a" / "b" / f"resnet8{form.suffix}" for form in FORMATS.values()]
     for line, file in zip(lines, files, strict=True):
         assert line.startswith(f"{file}  {file.stat().st_size:,} bytes  max difference ")
@@ -254,12 +264,12 @@ def test_as_a_command(tmp_path):
     saved(tmp_path / "ckpt", "resnet8")
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "export.py"), "-m", "resnet8", "-d", "digits",
-         "-c", "ckpt", "--format", "torchscript", "torch_export", "--out", "out"],
+         "-c", "ckpt", "--format", "torchscript", "state_dict", "--out", "out"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        *("out/resnet8.torchscript.pt", "out/resnet8.pt2")
+        *("out/resnet8.torchscript.pt", "out/resnet8_state_dict.pth")
     ]

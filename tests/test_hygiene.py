@@ -19,6 +19,7 @@ from mdistiller.dataset import build_model, get_dataset
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import DataError
 
+from .loops import for_each
 from .toys import FEW_DIGITS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,13 +95,12 @@ def unsafe_calls(code: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+@for_each(SOURCES)
 def test_no_source_runs_what_it_reads(path):
     assert unsafe_calls(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize(
-    "code",
+@for_each(
     [
         "pickle.load(f)",
         "from pickle import loads",
