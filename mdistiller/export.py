@@ -16,6 +16,7 @@ from .dataset import build_model, image_size, load_teacher
 from .engine.teacher import LogitsOnly
 from .errors import ConfigError, MdistillerError
 from .models import read_state_dict
+from .models.foreign import bare, short_name
 from .models.heads import shaped_like
 from .registry import Registry
 from .seeding import generator
@@ -99,15 +100,15 @@ def export_checkpoint(
     chosen = [FORMATS[name] for name in formats]
     _require({package for form in chosen for package in form.packages})
     classes = _count_classes(model, ckpt, dataset)
-    network = load_teacher(dataset, model, classes, str(ckpt)).requires_grad_(False)
-    size = image_size(dataset)
-    batches = _random_batches(batch_size, size)
+    network = bare(load_teacher(dataset, model, classes, str(ckpt))).requires_grad_(False)
+    batches = _random_batches(batch_size, image_size(dataset))
 
     def make_network() -> nn.Module:
-        return shaped_like(build_model(dataset, model, classes), network.state_dict()).eval()
+        fresh = bare(build_model(dataset, model, classes))
+        return shaped_like(fresh, network.state_dict()).eval()
 
     for form in chosen:
-        path = Path(out) / f"{model}{form.suffix}"
+        path = Path(out) / f"{short_name(model)}{form.suffix}"
         yield _export(network, form, batches, path, make_network)
 
 

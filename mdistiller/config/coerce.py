@@ -45,7 +45,7 @@ def coerce(key: str, value: Any, setting: Setting) -> Any:
             return found
     elif isinstance(default, (list, tuple)):
         if isinstance(found, (list, tuple)):
-            element = Setting(default[0] if default else 0)
+            element = Setting(default[0] if default else 0, kind=setting.kind)
             return type(default)(coerce(key, v, element) for v in found)
     elif isinstance(found, (int, float)) and not isinstance(found, bool):
         if isinstance(default, float):

@@ -32,6 +32,12 @@ _project = Rule(
     f"a folder's name, not empty, not .. and at most {_LONGEST_NAME} bytes long",
 )
 
+_per_channel = Rule(lambda v: len(v) in (0, 3), "three numbers, one for each channel")
+_NETWORK = (
+    "a network that fits the data set, or `torchvision:NAME`, `timm:NAME`, "
+    "`path/to/file.py:NAME`, see [networks](networks.md)"
+)
+
 CORE: dict[str, Settings] = {
     "EXPERIMENT": {
         "PROJECT": Setting("distill", _project, "folder below LOG.PREFIX", False),
@@ -107,8 +113,8 @@ CORE: dict[str, Settings] = {
     },
     "DISTILLER": {
         "TYPE": Setting("NONE", doc="the method; NONE: no teacher"),
-        "TEACHER": Setting("ResNet50", doc="a network that fits the data set"),
-        "STUDENT": Setting("resnet32", doc="a network that fits the data set"),
+        "TEACHER": Setting("ResNet50", doc=_NETWORK),
+        "STUDENT": Setting("resnet32", doc=_NETWORK),
         "LOGIT_STANDARDIZATION": Setting(
             False,
             doc="of methods that compare logits: each image's logits get mean 0 and deviation 1 "
@@ -117,10 +123,35 @@ CORE: dict[str, Settings] = {
         "TEACHER_CKPT": Setting(
             "",
             doc="the teacher's file; empty: the registry's path, see "
-            "`python tools/train.py --list`",
+            "`python tools/train.py --list`; `pretrained`: what torchvision or timm publish",
             affects_result=False,
             kind="input",
         ),
+        "TEACHER_MEAN": Setting(
+            [],
+            _per_channel,
+            "with which the teacher's images were normalised; empty: as its published weights "
+            "say, a file's as the data set's",
+            kind="real",
+        ),
+        "TEACHER_STD": Setting(
+            [],
+            Rule(lambda v: len(v) in (0, 3) and all(x > 0 for x in v), "three positive numbers"),
+            "likewise",
+            kind="real",
+        ),
+        "TEACHER_SIZE": Setting(
+            0,
+            not_negative,
+            "height and width that the teacher's images are brought to; 0: as they are",
+        ),
+        "FEATURES.TEACHER": Setting(
+            [],
+            doc="modules of a network of others whose outputs are its maps, the stem's first, "
+            "see [networks](networks.md); empty: found",
+            kind="texts",
+        ),
+        "FEATURES.STUDENT": Setting([], doc="likewise", kind="texts"),
         "TEACHER_FAULT": Setting(
             "none",
             one_of("none", "permute", "random"),

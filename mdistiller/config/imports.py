@@ -38,6 +38,21 @@ def import_methods(names: Sequence[str], folder: Path | None = None) -> list[str
     ]
 
 
+def import_file(name: str, words: str) -> ModuleType:
+    """The module that is the file ``name``, seen from the current folder; run once.
+
+    Args:
+        words: begin the message about what is wrong.
+
+    Raises:
+        ConfigError: there is no such file, or running it failed.
+    """
+    try:
+        return _loaded(Path(_import_file(name, [Path()])).resolve())
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{IMPORTS} {name}", words, 1)) from error.__cause__
+
+
 def _import_file(name: str, folders: Sequence[Path]) -> str:
     candidates = [folder / Path(name).expanduser() for folder in folders]
     path = next((p for p in candidates if p.is_file()), None)

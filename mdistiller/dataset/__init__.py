@@ -26,6 +26,7 @@ from ._registry import dataset_dict
 from ._selection import validates_on_heldout
 from .networks import (
     build_model,
+    check_network,
     image_size,
     load_teacher,
     model_dict_for,
@@ -43,6 +44,7 @@ __all__ = [
     "Recipe",
     "array_loaders",
     "build_model",
+    "check_network",
     "contrastive_settings",
     "dataset_dict",
     "folder_loaders",

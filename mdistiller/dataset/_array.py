@@ -131,6 +131,7 @@ class ArrayLoader(Loader):
             dataset, batch_size, train=train, seed=seed, contrast=contrast, strong=strong
         )
         self.device = device
+        self.mean, self.std = tuple(recipe.mean), tuple(recipe.std)
         self._flip = recipe.flip
         self._pixels = dataset.padded.to(device).flatten()
         self._targets = dataset.targets.to(device)

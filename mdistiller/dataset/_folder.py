@@ -63,6 +63,9 @@ class FolderLoader(Loader):
         super().__init__(dataset, batch_size, train=train, seed=seed, contrast=contrast)
         self.num_workers = num_workers
         self._pin_memory = pin_memory
+        for step in getattr(dataset.transform, "transforms", ()):
+            if hasattr(step, "mean") and hasattr(step, "std"):  # torchvision's Normalize
+                self.mean, self.std = tuple(step.mean), tuple(step.std)
 
     def _batches(
         self, epoch: int, order: Tensor, start_batch: int

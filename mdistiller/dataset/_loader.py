@@ -54,12 +54,15 @@ class Loader(ABC):
         strong: yield a second view of each image.
 
     Attributes:
+        mean, std: with which the channels of images in 0..1 are normalised; None if unknown.
         wrong_labels: of a training loader, the fraction of its labels that ``DATASET.LABEL_NOISE``
             made wrong; None where the data set knows nothing of that key.
         heldout: of a training loader, one like it of the images of ``DATASET.HOLDOUT``, for
             which nothing is contrasted; None if there are none.
     """
 
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     wrong_labels: float | None = None
     heldout: Loader | None = None
 

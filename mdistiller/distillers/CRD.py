@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mdistiller.config import Config, Setting, at_least_one, below_one, one_of, positive
 from mdistiller.errors import ConfigError
+from mdistiller.models import name_of
 
 from ._base import Distiller
 from ._common import count, loss_weights, need_argument
@@ -180,6 +181,6 @@ class CRD(Distiller):
         if pooled.shape[1] != embed.linear.in_features:
             raise ConfigError(
                 f"CRD.FEAT.{role}_DIM is {embed.linear.in_features}, but the pooled feature of "
-                f"{type(network).__name__} has {pooled.shape[1]} entries; set it to that"
+                f"{name_of(network)} has {pooled.shape[1]} entries; set it to that"
             )
         return embed(pooled)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mdistiller.config import Config, Setting, not_negative
 from mdistiller.errors import ConfigError
+from mdistiller.models import name_of
 
 from ._base import Distiller
 from ._common import ConvReg, count, get_feat_shapes, loss_weights
@@ -44,7 +45,7 @@ class FitNet(Distiller):
             if not 0 <= self.hint_layer < len(shapes):
                 raise ConfigError(
                     f"FITNET.HINT_LAYER {self.hint_layer} is not a layer of "
-                    f"{type(network).__name__}; it has 0 to {len(shapes) - 1}"
+                    f"{name_of(network)}; it has 0 to {len(shapes) - 1}"
                 )
         self.conv_reg = ConvReg(shapes_s[self.hint_layer], shapes_t[self.hint_layer])
 

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from mdistiller.config import Config, Setting, at_least_one
 from mdistiller.errors import ConfigError
+from mdistiller.models import name_of
 
 from ._base import Distiller
 from ._common import loss_weights
@@ -153,6 +154,6 @@ class KDSVD(Distiller):
             if f_s.shape[3] != f_t.shape[3]:
                 raise ConfigError(
                     f"KDSVD needs maps of equal width, but at stage {stage} the student "
-                    f"{type(self.student).__name__} has {f_s.shape[3]} and the teacher "
-                    f"{type(self.teacher).__name__} {f_t.shape[3]}; choose another pair"
+                    f"{name_of(self.student)} has {f_s.shape[3]} and the teacher "
+                    f"{name_of(self.teacher)} {f_t.shape[3]}; choose another pair"
                 )

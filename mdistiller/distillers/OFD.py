@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mdistiller.config import Config, Setting, at_least_one
 from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
+from mdistiller.models import name_of
 
 from ._base import Distiller
 from ._common import Constants, count, loss_weights, need_feature, probe
@@ -125,7 +126,7 @@ class OFD(Distiller):
             return list(cast(Any, teacher).get_bn_before_relu())
         except (AttributeError, NotImplementedError, ConfigError):
             raise ConfigError(
-                f"OFD needs a teacher with get_bn_before_relu(), which {type(teacher).__name__} "
+                f"OFD needs a teacher with get_bn_before_relu(), which {name_of(teacher)} "
                 "does not support; choose another teacher"
             ) from None
 
@@ -133,7 +134,7 @@ class OFD(Distiller):
         widths = [bn.num_features for bn in layers]
         if not widths or widths != list(channels):
             raise ConfigError(
-                f"OFD: the BatchNorm layers of the teacher {type(self.teacher).__name__} have "
+                f"OFD: the BatchNorm layers of the teacher {name_of(self.teacher)} have "
                 f"{widths} channels, but its preact_feats {list(channels)}; "
                 "choose another teacher"
             )

@@ -193,11 +193,15 @@ class ReviewKD(Distiller):
     def _student_maps(self, features: dict[str, Any]) -> list[Tensor]:
         key = "preact_feats" if self.stu_preact else "feats"
         maps = need_feature(features, key, self.student, "REVIEWKD")
-        return [*maps, as_map(features["pooled_feat"])]
+        return [*maps, self._pooled_map(features, self.student)]
 
     def _teacher_maps(self, features: dict[str, Any]) -> list[Tensor]:
         maps = need_feature(features, "preact_feats", self.own_teacher, "REVIEWKD")
-        return [*maps[1:], as_map(features["pooled_feat"])]
+        return [*maps[1:], self._pooled_map(features, self.own_teacher)]
+
+    @staticmethod
+    def _pooled_map(features: dict[str, Any], network: nn.Module) -> Tensor:
+        return as_map(need_feature(features, "pooled_feat", network, "REVIEWKD"))
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.abfs.parameters())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mdistiller.config import Config, Settings
 from mdistiller.errors import ConfigError
+from mdistiller.models import Foreign
 
 from .LSKD import standardize
 
@@ -163,6 +164,20 @@ class Distiller(nn.Module):
 
     def forward(self, **kwargs: Any):
         """:meth:`forward_train` in train mode, else :meth:`forward_test`."""
-        if self.training:
+        if not self.training:
+            return self.forward_test(kwargs["image"])
+        try:
             return self.forward_train(**kwargs)
-        return self.forward_test(kwargs["image"])
+        except KeyError as error:
+            self._refuse_networks(error.args[0])
+            raise
+
+    def _refuse_networks(self, key: Any) -> None:
+        """Raise a ConfigError if ``key`` is a feature that a network of others does not have."""
+        for network in (self.student, self.teacher):
+            if isinstance(network, Foreign) and key in network.lacks:
+                raise ConfigError(
+                    f"{type(self).__name__} needs the features {key!r}, but {network.name} "
+                    f"returns only {', '.join(network.plan.keys) or 'logits'}; choose another "
+                    "network or another method"
+                ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from mdistiller.config import Setting
 from mdistiller.errors import ConfigError
+from mdistiller.models import name_of
+from mdistiller.models._common import eval_mode
 from mdistiller.models.heads import last_map
 
 
@@ -28,18 +29,6 @@ def loss_weights(**weights: float) -> dict[str, Setting]:
     }
 
 
-@contextmanager
-def _eval_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, every module of ``network`` is in eval mode; afterwards each is as it was."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 @torch.no_grad()
 def probe(network: nn.Module, size: Sequence[int]) -> dict[str, Any]:
     """The features that ``network`` returns for one black image of ``size`` (height, width).
@@ -48,7 +37,7 @@ def probe(network: nn.Module, size: Sequence[int]) -> dict[str, Any]:
     buffers change, and no random number is drawn.
     """
     like = next(network.parameters(), torch.empty(0))
-    with _eval_mode(network):
+    with eval_mode(network):
         _, features = network(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device))
     return features
 
@@ -57,7 +46,11 @@ def get_feat_shapes(
     student: nn.Module, teacher: nn.Module, input_size: Sequence[int]
 ) -> tuple[list[torch.Size], list[torch.Size]]:
     """Shapes of the entries of ``feats`` of both networks for one image of ``input_size``."""
-    shapes = [[f.shape for f in probe(net, input_size)["feats"]] for net in (student, teacher)]
+    found = [(probe(net, input_size), net) for net in (student, teacher)]
+    shapes = [
+        [f.shape for f in need_feature(features, "feats", net, "the method")]
+        for features, net in found
+    ]
     return shapes[0], shapes[1]
 
 
@@ -65,8 +58,8 @@ def need_feature(features: Mapping[str, Any], key: str, network: nn.Module, meth
     """``features[key]``, or a ConfigError that names the method and the network without it."""
     if key not in features:
         raise ConfigError(
-            f"{method} needs the features {key!r}, but {type(network).__name__} returns only "
-            f"{', '.join(features)}; choose another network or another method"
+            f"{method} needs the features {key!r}, but {name_of(network)} returns only "
+            f"{', '.join(features) or 'logits'}; choose another network or another method"
         )
     return features[key]
 
@@ -78,12 +71,14 @@ def check_last_map(network: nn.Module, size: Sequence[int], method: str) -> Tens
         ConfigError: the network does not return that map.
     """
     features = probe(network, size)
+    need_feature(features, "feats", network, method)
+    need_feature(features, "pooled_feat", network, method)
     found = last_map(features)
     pooled = found.mean((2, 3)) if found.dim() == 4 else found
     wanted = features["pooled_feat"].flatten(1)
     if pooled.shape != wanted.shape or not torch.allclose(pooled, wanted, rtol=1e-3, atol=1e-5):
         raise ConfigError(
-            f"{method} needs the map that the classifier pools, which {type(network).__name__} "
+            f"{method} needs the map that the classifier pools, which {name_of(network)} "
             "does not return among its features; choose another network or another method"
         )
     return found

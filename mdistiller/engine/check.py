@@ -8,10 +8,11 @@ from typing import Any
 
 from mdistiller.config import Config
 from mdistiller.config.cfg import CROSSBATCH_PREFIX, check_values, naming_sources, resolved
-from mdistiller.dataset import dataset_dict, model_dict_for, validates_on_heldout
+from mdistiller.dataset import check_network, dataset_dict, validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CrossBatchDistiller, distiller_dict
 from mdistiller.errors import ConfigError
+from mdistiller.models.foreign import is_foreign
 
 from . import trainer_dict
 from .optim import optimizer_dict
@@ -50,10 +51,24 @@ def _check_names(cfg: Config) -> None:
     _look_up("DISTILLER.TYPE", distiller_dict, cfg.DISTILLER.TYPE)
     _look_up("SOLVER.TRAINER", trainer_dict, cfg.SOLVER.TRAINER)
     _look_up("SOLVER.TYPE", optimizer_dict, cfg.SOLVER.TYPE)
-    models = model_dict_for(cfg.DATASET.TYPE)
-    _look_up("DISTILLER.STUDENT", models, cfg.DISTILLER.STUDENT)
+    _check_network(cfg, "STUDENT")
     if cfg.DISTILLER.TYPE != "NONE":
-        _look_up("DISTILLER.TEACHER", models, cfg.DISTILLER.TEACHER)
+        _check_network(cfg, "TEACHER")
+        if bool(cfg.DISTILLER.TEACHER_MEAN) != bool(cfg.DISTILLER.TEACHER_STD):
+            raise ConfigError("DISTILLER.TEACHER_MEAN and DISTILLER.TEACHER_STD go together")
+
+
+def _check_network(cfg: Config, role: str) -> None:
+    name = cfg.DISTILLER[role]
+    try:
+        check_network(cfg.DATASET.TYPE, name)
+    except ConfigError as error:
+        raise ConfigError(f"DISTILLER.{role}: {error}") from error.__cause__
+    if cfg.DISTILLER.FEATURES[role] and not is_foreign(name):
+        raise ConfigError(
+            f"DISTILLER.FEATURES.{role} is for networks of others (torchvision:NAME, timm:NAME, "
+            f"path/to/file.py:NAME); {name} knows its features, so leave it empty"
+        )
 
 
 def _look_up(key: str, registry: Mapping[str, Any], name: str) -> None:

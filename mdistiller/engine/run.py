@@ -13,6 +13,7 @@ from mdistiller.console import say
 from mdistiller.dataset import Loader, build_model, get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
+from mdistiller.models.foreign import PRETRAINED, adapt_input
 from mdistiller.seeding import derive_seed, seed_everything
 
 from . import trainer_dict
@@ -37,7 +38,7 @@ def assemble_distiller(
     return cls(*arguments, num_data) if cls.needs_contrast else cls(*arguments)
 
 
-def build_distiller(cfg: Config, num_classes: int, num_data: int) -> Distiller:
+def build_distiller(cfg: Config, num_classes: int, num_data: int, loader: Any = None) -> Distiller:
     """Student, teacher and losses of ``cfg``, with the initial weights of EXPERIMENT.SEED.
 
     The student's initial weights depend on the seed and its architecture alone, so that runs
@@ -46,12 +47,16 @@ def build_distiller(cfg: Config, num_classes: int, num_data: int) -> Distiller:
     Args:
         num_classes: classes of the data set.
         num_data: size of the training set (for a method that contrasts images).
+        loader: of the training set, to which the teacher's input is adapted.
     """
     teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
-        teacher = build_teacher(cfg, num_classes)
+        teacher = build_teacher(cfg, num_classes, loader)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "student"))
-    student = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, num_classes)
+    names = cfg.DISTILLER
+    student = build_model(
+        cfg.DATASET.TYPE, names.STUDENT, num_classes, features=names.FEATURES.STUDENT
+    )
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "distiller"))
     return assemble_distiller(cfg, student, teacher, num_data)
 
@@ -90,7 +95,7 @@ def build_trainer(
     known = known or Known()
     known.data = known.data or get_dataset(cfg)
     train_loader, val_loader, num_data, num_classes = known.data
-    distiller = build_distiller(cfg, num_classes, num_data)
+    distiller = build_distiller(cfg, num_classes, num_data, train_loader)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
     )
@@ -168,7 +173,8 @@ def evaluate_checkpoint(
     )
     check_config(cfg)
     _, val_loader, _, num_classes = get_dataset(cfg)
-    network = load_teacher(dataset, model, num_classes, ckpt)
+    network = load_teacher(dataset, model, num_classes, ckpt or PRETRAINED)
+    adapt_input(network, val_loader)
     top1, top5, loss = evaluate(network, val_loader, resolve_device(device))
     return {
         "model": model,

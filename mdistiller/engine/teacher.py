@@ -15,6 +15,7 @@ from mdistiller.dataset import build_model, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.errors import ConfigError
 from mdistiller.models import PUBLISHED_TOP1
+from mdistiller.models.foreign import adapt_input, logits_of
 from mdistiller.seeding import derive_seed, generator, seed_everything
 
 from .meters import validate
@@ -34,26 +35,45 @@ _ENOUGH = 16
 # ---- making it -------------------------------------------------------------------------------
 
 
-def build_teacher(cfg: Config, num_classes: int) -> nn.Module:
+def build_teacher(cfg: Config, num_classes: int, loader: Any = None) -> nn.Module:
     """The network ``DISTILLER.TEACHER`` with its weights, and with ``DISTILLER.TEACHER_FAULT``.
 
     ``permute`` gives every logit to another class, at random, and leaves the features alone;
     ``random`` gives the network the initial weights of a seed and reads no file. Both are made
     of EXPERIMENT.SEED.
 
+    Args:
+        loader: of the images that it will see, to which its input is adapted.
+
     Raises:
         CheckpointError: see ``load_teacher``.
         ConfigError: the logits cannot be permuted.
     """
-    dataset, name = cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER
     fault, seed = cfg.DISTILLER.TEACHER_FAULT, cfg.EXPERIMENT.SEED
     if fault == "random":
         seed_everything(derive_seed(seed, "random teacher"))
-        return build_model(dataset, name, num_classes)
-    teacher = load_teacher(dataset, name, num_classes, cfg.DISTILLER.TEACHER_CKPT)
+    teacher = sound_teacher(cfg, num_classes, loader, random=fault == "random")
     if fault == "permute":
         permute_classes(teacher, derangement(num_classes, seed))
     return teacher
+
+
+def sound_teacher(
+    cfg: Config, num_classes: int, loader: Any = None, *, random: bool = False
+) -> nn.Module:
+    """:func:`build_teacher` without a fault, or (``random``) with initial weights."""
+    names = cfg.DISTILLER
+    options = {
+        "input_size": names.TEACHER_SIZE,
+        "features": names.FEATURES.TEACHER,
+        "role": "TEACHER",
+    }
+    where = (cfg.DATASET.TYPE, names.TEACHER, num_classes)
+    if random:
+        teacher = build_model(*where, **options)
+    else:
+        teacher = load_teacher(*where, names.TEACHER_CKPT, **options)
+    return adapt_input(teacher, loader, names.TEACHER_MEAN, names.TEACHER_STD, names.TEACHER_SIZE)
 
 
 def derangement(count: int, seed: int) -> Tensor:
@@ -138,7 +158,7 @@ class LogitsOnly(nn.Module):
         self.training = network.training
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.network(image)[0]
+        return logits_of(self.network(image))
 
 
 def evaluate(network: nn.Module, val_loader: Any, device: torch.device):

@@ -7,15 +7,18 @@ the MobileNetV2 have none) and ``pooled_feat`` (the classifier's input).
 
 from .checkpoints import load_network, load_weights, read_checkpoint, read_state_dict
 from .cifar import cifar_model_dict, tiny_imagenet_model_dict
+from .foreign import Foreign, name_of
 from .imagenet import imagenet_model_dict
 from .teachers import PUBLISHED_TOP1
 
 __all__ = [
     "PUBLISHED_TOP1",
+    "Foreign",
     "cifar_model_dict",
     "imagenet_model_dict",
     "load_network",
     "load_weights",
+    "name_of",
     "read_checkpoint",
     "read_state_dict",
     "tiny_imagenet_model_dict",

@@ -1,6 +1,9 @@
-"""What several network families share: initialisation, pooling, channel shuffling."""
+"""What several network families share: initialisation, modes, pooling, channel shuffling."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,3 +37,15 @@ def global_pool(x: Tensor) -> Tensor:
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channel groups of ``x`` [B, C, H, W], so that each next group sees all."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, every module of ``network`` is in eval mode; afterwards each is as it was."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

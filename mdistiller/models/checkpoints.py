@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mdistiller.errors import CheckpointError
 
+from .foreign import name_of
 from .heads import shaped_like
 
 # Under which keys programs keep a network's weights, the likeliest first.
@@ -73,7 +74,7 @@ def _load_first(path: str | Path, network: Callable[[dict[str, Tensor]], nn.Modu
     assert first is not None
     model, problems = first
     raise CheckpointError(
-        f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}; use the "
+        f"{path} does not fit {name_of(model)}: {'; '.join(problems)}; use the "
         "architecture and the data set that the file was trained with"
     )
 

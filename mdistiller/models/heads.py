@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mdistiller.errors import ConfigError
 
 from ._common import global_pool
+from .foreign import bare, name_of
 
 
 def head_name(network: nn.Module) -> str:
@@ -28,7 +29,7 @@ def head_name(network: nn.Module) -> str:
     """
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not names:
-        raise ConfigError(f"{type(network).__name__} has no linear layer, hence no classifier")
+        raise ConfigError(f"{name_of(network)} has no linear layer, hence no classifier")
     return names[-1]
 
 
@@ -132,7 +133,10 @@ def shaped_like(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
     Without a sign of another kind this is ``network`` itself.
     """
-    head = head_name(network)
+    if not any(isinstance(module, nn.Linear) for module in network.modules()):
+        return network
+    # As the state dict calls it, which is the bare network's.
+    head = head_name(bare(network))
     if "projector.0.weight" in state and "classifier.weight" in state:
         inner, in_channels = state["projector.0.weight"].shape[:2]
         classes, out_channels = state["classifier.weight"].shape

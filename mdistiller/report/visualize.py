@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from mdistiller.dataset import Loader, get_dataset, load_teacher
 from mdistiller.device import resolve_device
+from mdistiller.distillers._common import need_feature
 from mdistiller.engine.check import check_config
+from mdistiller.engine.teacher import sound_teacher
 from mdistiller.errors import CheckpointError, ConfigError, DataError, MdistillerError
 from mdistiller.seeding import derive_seed, generator
 
@@ -112,8 +114,12 @@ def _respond(
     """Labels [N], and the responses of student and teacher."""
     _, loader, _, classes = get_dataset(cfg)
     dataset, names = cfg.DATASET.TYPE, cfg.DISTILLER
-    student = load_teacher(dataset, names.STUDENT, classes, str(student_ckpt))
-    teacher = load_teacher(dataset, names.TEACHER, classes, names.TEACHER_CKPT)
+    student = load_teacher(
+        *(dataset, names.STUDENT, classes, str(student_ckpt)),
+        features=names.FEATURES.STUDENT,
+        role="STUDENT",
+    )
+    teacher = sound_teacher(cfg, classes, loader)
     available = len(loader.dataset)
     if available < MIN_IMAGES:
         raise DataError(
@@ -157,7 +163,8 @@ def collect(
         labels.append(target[wanted].cpu())
         for network, part in zip(networks, parts, strict=True):
             logits, features = network(image)
-            part.append((features["pooled_feat"].flatten(1).cpu(), logits.cpu()))
+            pooled = need_feature(features, "pooled_feat", network, "the picture")
+            part.append((pooled.flatten(1).cpu(), logits.cpu()))
     return torch.cat(labels), [
         (torch.cat([one for one, _ in part]), torch.cat([other for _, other in part]))
         for part in parts
