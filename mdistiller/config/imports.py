@@ -48,9 +48,12 @@ def import_file(name: str, words: str) -> ModuleType:
         ConfigError: there is no such file, or running it failed.
     """
     try:
-        return _loaded(Path(_import_file(name, [Path()])).resolve())
+        path = Path(_import_file(name, [Path()])).resolve()
     except ConfigError as error:
         raise ConfigError(str(error).replace(f"{IMPORTS} {name}", words, 1)) from error.__cause__
+    module = _loaded(path)
+    assert module is not None
+    return module
 
 
 def _import_file(name: str, folders: Sequence[Path]) -> str:

@@ -155,5 +155,5 @@ class KDSVD(Distiller):
                 raise ConfigError(
                     f"KDSVD needs maps of equal width, but at stage {stage} the student "
                     f"{name_of(self.student)} has {f_s.shape[3]} and the teacher "
-                    f"{name_of(self.teacher)} {f_t.shape[3]}; choose another pair"
+                    f"{name_of(self.own_teacher)} {f_t.shape[3]}; choose another pair"
                 )

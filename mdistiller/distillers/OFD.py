@@ -134,7 +134,7 @@ class OFD(Distiller):
         widths = [bn.num_features for bn in layers]
         if not widths or widths != list(channels):
             raise ConfigError(
-                f"OFD: the BatchNorm layers of the teacher {name_of(self.teacher)} have "
+                f"OFD: the BatchNorm layers of the teacher {name_of(self.own_teacher)} have "
                 f"{widths} channels, but its preact_feats {list(channels)}; "
                 "choose another teacher"
             )

@@ -23,6 +23,9 @@ class InputAdapter(nn.Module):
         size: height and width of the result; 0 leaves them alone.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, have: Any, want: Any, size: int = 0) -> None:
         super().__init__()
         scale, shift = torch.ones(3, dtype=torch.double), torch.zeros(3, dtype=torch.double)

@@ -186,17 +186,17 @@ def _find(calls: Sequence[_Call]) -> Iterator[_Call]:
     ends: dict[int, int] = {}
     for position, call in enumerate(calls):
         size = call.map_size()
-        if not _large(size) or size[0] != size[1] or _channels(call.output) <= 3:
+        if size is None or not 1 < size[0] == size[1] or _channels(call.output) <= 3:
             continue
         parts = call.name.split(".")
         around = [b for n in range(1, len(parts)) for b in blocks.get(".".join(parts[:n]), ())]
         if id(call.output) not in pooled and all(_shows(block, size[0]) for block in around):
             ends[size[0]] = position
     smallest = float("inf")
-    for size, position in sorted(ends.items(), key=lambda item: item[1]):
-        if size < smallest:
+    for height, position in sorted(ends.items(), key=lambda item: item[1]):
+        if height < smallest:
             yield calls[position]
-            smallest = size
+            smallest = height
 
 
 def _shows(block: _Call, size: int) -> bool:

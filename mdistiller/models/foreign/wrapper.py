@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError
 
-from .stages import FEATURES, Plan, make_plan, watch
+from .stages import FEATURES, Plan, Stage, make_plan, watch
 
 
 def logits_of(answer: Any) -> Tensor:
@@ -72,7 +72,7 @@ class Foreign(nn.Module):
         for module in net.modules():
             # Else the value before the activation, or a stage's map, would be gone.
             if getattr(module, "inplace", None) is True:
-                module.inplace = False
+                setattr(module, "inplace", False)  # noqa: B010
         answer, calls = try_out(net, name, size)
         self.plan: Plan = make_plan(calls, logits_of(answer), named, usual, f"{key}: {name}")
         self.register_load_state_dict_pre_hook(_add_prefix)
@@ -95,7 +95,7 @@ class Foreign(nn.Module):
         names = [stage.norm for stage in self.plan.stages[1:]]
         if not all(names):
             raise NotImplementedError(f"{self.name} has stages without a BatchNorm at the end")
-        return [self.net.get_submodule(name) for name in names]
+        return [cast(nn.BatchNorm2d, self.net.get_submodule(name)) for name in names]
 
     # A compiler would bake the hooks of one call into its code.
     @torch.compiler.disable
@@ -175,14 +175,11 @@ class _Collector:
         if stage.activation:
             before, after = self._activations[stage.activation]
             before = before if after is output else None
-        found = [x if x is None or not stage.altered else x.clone() for x in (output, before)]
-        if stage.channels_last:
-            found = [x if x is None else x.permute(0, 3, 1, 2) for x in found]
-        self._maps[key] = found[0], found[1]
+        self._maps[key] = _kept(output, stage), None if before is None else _kept(before, stage)
 
     def _on_classifier(self, name: str, source: Tensor, output: Tensor) -> None:
         key = f"classifier {name}"
-        if self._calls[key] == self.plan.classifier[1]:
+        if (name, self._calls[key]) == self.plan.classifier:
             self._pooled = source.flatten(1)
         self._calls[key] += 1
 
@@ -197,3 +194,9 @@ class _Collector:
         if self._pooled is not None:
             found["pooled_feat"] = self._pooled
         return found
+
+
+def _kept(found: Tensor, stage: Stage) -> Tensor:
+    """What is kept of a map of ``stage``: [B, C, H, W], safe from what the network does next."""
+    found = found.clone() if stage.altered else found
+    return found.permute(0, 3, 1, 2) if stage.channels_last else found
