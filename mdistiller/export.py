@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .dataset import build_model, image_size, load_teacher
+from .config import images_beside
+from .dataset import build_model, dataset_dict, image_size, load_teacher
 from .engine.teacher import LogitsOnly
 from .errors import ConfigError, MdistillerError
 from .models import read_state_dict
@@ -70,6 +71,7 @@ def export_checkpoint(
     out: str | Path,
     *,
     batch_size: int = 4,
+    size: int = 0,
 ) -> Iterator[ExportedFile]:
     """Write the network in a checkpoint as ``<out>/<model><suffix>`` for each format.
 
@@ -86,6 +88,8 @@ def export_checkpoint(
         out: folder, made if missing; older files in it are replaced.
         batch_size: of the example that the network is traced with, the largest of the check;
             below 3 counts as 3.
+        size: DATASET.IMAGE_SIZE, for a data set that has it; 0 for that of the run that left the
+            checkpoint, if its ``config.yaml`` lies beside it.
 
     Yields:
         Each file as soon as it is there.
@@ -99,12 +103,13 @@ def export_checkpoint(
         raise ConfigError(f"--batch-size must be 1 or greater, not {batch_size}")
     chosen = [FORMATS[name] for name in formats]
     _require({package for form in chosen for package in form.packages})
-    classes = _count_classes(model, ckpt, dataset)
-    network = bare(load_teacher(dataset, model, classes, str(ckpt))).requires_grad_(False)
-    batches = _random_batches(batch_size, image_size(dataset))
+    size = _size(ckpt, dataset, size)
+    classes = _count_classes(model, ckpt, dataset, size)
+    network = bare(load_teacher(dataset, model, classes, str(ckpt), size)).requires_grad_(False)
+    batches = _random_batches(batch_size, size)
 
     def make_network() -> nn.Module:
-        fresh = bare(build_model(dataset, model, classes))
+        fresh = bare(build_model(dataset, model, classes, size))
         return shaped_like(fresh, network.state_dict()).eval()
 
     for form in chosen:
@@ -121,14 +126,28 @@ def _require(packages: set[str]) -> None:
         )
 
 
-def _count_classes(model: str, ckpt: str | Path, dataset: str) -> int:
+def _size(ckpt: str | Path, dataset: str, size: int) -> int:
+    """Height and width of the network's images."""
+    if not dataset_dict.fitting(dataset).prepared:
+        return image_size(dataset)
+    kept = images_beside(ckpt, dataset)
+    size = size or dict(zip(kept[::2], kept[1::2], strict=True)).get("DATASET.IMAGE_SIZE", 0)
+    if not size:
+        raise ConfigError(
+            f"the size of the images is not known, for no config.yaml lies beside {ckpt}; "
+            "give --image-size"
+        )
+    return size
+
+
+def _count_classes(model: str, ckpt: str | Path, dataset: str, size: int) -> int:
     """The classes that a checkpoint of the network was trained on.
 
     A set of folders has as many classes as folders, so that the data set's name does not tell.
     """
     state = read_state_dict(ckpt)
     with torch.device("meta"):
-        own = shaped_like(build_model(dataset, model, num_classes=1), state).state_dict()
+        own = shaped_like(build_model(dataset, model, 1, size), state).state_dict()
     classifier = [key for key, value in own.items() if value.dim() >= 2][-1]
     # Without a classifier it is a file of another network; loading it says so.
     return len(state[classifier]) if classifier in state else 1

@@ -375,6 +375,42 @@ def test_hidden_folders_and_links(tools):
     assert_row(row, train_tiny(tools))
 
 
+def spoil(row: str, root: Path) -> tuple[object, ...]:
+    """Makes of a sound folder what the row says; returns the overrides that it needs."""
+    one = root / "train" / "b" / "b0.JPEG"
+    if row == "own images: no such folder":
+        return ("DATASET.ROOT", root / "none")
+    if row == "own images: one class only":
+        for part, name in itertools.product(("train", "val"), "bc"):
+            shutil.rmtree(root / part / name)
+    elif row == "own images: val is missing":
+        shutil.rmtree(root / "val")
+    elif row == "own images: val is called test":
+        (root / "val").rename(root / "test")
+    elif row == "own images: classes of val differ":
+        shutil.rmtree(root / "val" / "c")
+    elif row == "own images: a class without images":
+        for path in (root / "train" / "b").iterdir():
+            path.rename(path.with_suffix(".txt"))
+    elif row == "own images: an image that cannot be decoded":
+        one.write_bytes(one.read_bytes()[:300])
+    elif row == "own images: IMAGE_SIZE 0":
+        return ("DATASET.IMAGE_SIZE", 0)
+    elif row == "own images: MEAN in 0..255":
+        return ("DATASET.MEAN", "[124, 116, 104]")
+    elif row == "own images: a setting of them for another set":
+        return ("DATASET.TYPE", "digits")
+    return ()
+
+
+@pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("own images: ")])
+def test_own_images(row, tools):
+    root = tiny_imagenet(tools.folder)
+    opts = ("DATASET.TYPE", "image_folder", "DATASET.ROOT", root, "DATASET.IMAGE_SIZE", 32)
+    opts += ("DATASET.NUM_WORKERS", 0, *spoil(row, root))
+    assert_row(row, tools.train(VANILLA, *opts))
+
+
 def test_glyphs(tools, tmp_path):
     opts = (VANILLA, "DATASET.TYPE", "glyphs", "DATASET.ROOT", tmp_path)
     assert_row("data: no glyphs built", tools.train(*opts))

@@ -11,6 +11,7 @@ from mdistiller.engine.run import evaluate_checkpoint
 
 EXAMPLES = """examples:
   python tools/eval.py -m resnet8 -c output/digits/kd/student_best -d digits
+  python tools/eval.py -m resnet20 -c output/image_folder/kd/student_latest -d image_folder
   python tools/eval.py -m resnet56              # the published CIFAR-100 teacher
 """
 
@@ -28,10 +29,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("-d", "--dataset", default="cifar100", help="default: %(default)s")
     parser.add_argument("-bs", "--batch-size", type=int, default=64)
-    parser.add_argument("--root", default="./data", help="folder of the data (DATASET.ROOT)")
+    parser.add_argument("--root", default="", help="folder of the data (DATASET.ROOT)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides, such as DATASET.IMAGE_SIZE 64"
+    )
     add_imports(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 @exit_on_error
@@ -40,7 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     import_methods(args.imports)
     ckpt = "" if args.ckpt == "pretrain" else args.ckpt
     result = evaluate_checkpoint(
-        args.model, ckpt, args.dataset, args.batch_size, root=args.root, device=args.device
+        args.model,
+        ckpt,
+        args.dataset,
+        args.batch_size,
+        root=args.root,
+        device=args.device,
+        opts=args.opts,
     )
     print(
         f"{args.model} on {args.dataset}: top-1 {result['top1']:.2f}, "

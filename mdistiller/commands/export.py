@@ -45,6 +45,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="largest batch to compare on (default 4); the files take any",
     )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="of -d image_folder; default: as its run's config.yaml beside the checkpoint says",
+    )
     add_imports(parser)
     return parser.parse_args(argv)
 
@@ -56,7 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     # Each format once, in the order asked for.
     formats = list(FORMATS) if ALL in args.format else list(dict.fromkeys(args.format))
     exported = export_checkpoint(
-        args.model, args.ckpt, args.dataset, formats, args.out, batch_size=args.batch_size
+        args.model,
+        args.ckpt,
+        args.dataset,
+        formats,
+        args.out,
+        batch_size=args.batch_size,
+        size=args.image_size,
     )
     for file in exported:
         print(f"{file.path}  {file.size:,} bytes  max difference {file.difference:.1e}", flush=True)

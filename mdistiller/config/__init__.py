@@ -4,7 +4,7 @@ Knows no other room: what is registered in those above declares its settings her
 """
 
 from .cfg import CFG, dump_cfg, show_cfg, used_groups
-from .load import load_cfg, runs_like
+from .load import images_beside, load_cfg, runs_like
 from .names import experiment_name, identity, identity_of, run_name, run_names
 from .node import Config
 from .setting import (
@@ -31,6 +31,7 @@ __all__ = [
     "experiment_name",
     "fraction",
     "identity",
+    "images_beside",
     "identity_of",
     "load_cfg",
     "not_negative",

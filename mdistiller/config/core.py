@@ -32,7 +32,12 @@ _project = Rule(
     f"a folder's name, not empty, not .. and at most {_LONGEST_NAME} bytes long",
 )
 
-_per_channel = Rule(lambda v: len(v) in (0, 3), "three numbers, one for each channel")
+_fractions = Rule(
+    lambda v: len(v) in (0, 3) and all(0 <= x <= 1 for x in v), "empty, or three numbers in [0, 1]"
+)
+_positive_fractions = Rule(
+    lambda v: len(v) in (0, 3) and all(0 < x <= 1 for x in v), "empty, or three numbers in (0, 1]"
+)
 _NETWORK = (
     "a network that fits the data set, or `torchvision:NAME`, `timm:NAME`, "
     "`path/to/file.py:NAME`, see [networks](networks.md)"
@@ -61,6 +66,28 @@ CORE: dict[str, Settings] = {
             doc="where data sets lie and are downloaded to",
             affects_result=False,
             kind="path",
+        ),
+        "IMAGE_SIZE": Setting(
+            0,
+            not_negative,
+            "image_folder: height and width in pixels to which images are brought, at least 32; 0 "
+            "for the other sets, which have their own",
+        ),
+        "MEAN": Setting(
+            [],
+            _fractions,
+            "image_folder: mean of red, green and blue, of values in 0..1; empty: computed once "
+            "over the training images and kept beside them",
+            kind="real",
+        ),
+        "STD": Setting(
+            [], _positive_fractions, "image_folder: their standard deviations", kind="real"
+        ),
+        "AUGMENT": Setting(
+            "crop_flip",
+            one_of("none", "crop_flip", "randaugment"),
+            "image_folder: crop_flip: shifted by up to an eighth of the size, and half of the time "
+            "mirrored; randaugment: RandAugment on top; none: for signs and text",
         ),
         "NUM_WORKERS": Setting(
             2,
@@ -129,14 +156,14 @@ CORE: dict[str, Settings] = {
         ),
         "TEACHER_MEAN": Setting(
             [],
-            _per_channel,
+            _fractions,
             "with which the teacher's images were normalised; empty: as its published weights "
             "say, a file's as the data set's",
             kind="real",
         ),
         "TEACHER_STD": Setting(
             [],
-            Rule(lambda v: len(v) in (0, 3) and all(x > 0 for x in v), "three positive numbers"),
+            _positive_fractions,
             "likewise",
             kind="real",
         ),

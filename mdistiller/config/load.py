@@ -38,6 +38,24 @@ def load_cfg(cfg_file: str | Path, opts: Sequence[Any] = ()) -> Config:
     return cfg
 
 
+# How a run's images were prepared, and which of them it was validated on.
+_OF_IMAGES = ("ROOT", "IMAGE_SIZE", "MEAN", "STD", "HOLDOUT", "VALIDATE", "SUBSET_SEED")
+
+
+def images_beside(ckpt: str | Path, dataset: str) -> list[Any]:
+    """Overrides (KEY, VALUE, ...) with the images of the run that left the checkpoint ``ckpt``.
+
+    Nothing where its ``config.yaml`` does not lie beside it, or names another data set.
+    """
+    file = Path(ckpt).expanduser().parent / CONFIG_FILE
+    if not str(ckpt) or not file.is_file():
+        return []
+    cfg = read_cfg(file)
+    if dataset != cfg.DATASET.TYPE:
+        return []
+    return [x for key in _OF_IMAGES for x in (f"DATASET.{key}", cfg.DATASET[key])]
+
+
 def _is_in_place(cfg: Config, cfg_file: Path) -> bool:
     """Whether ``cfg_file`` is what a run of this configuration left; names ``cfg`` after it.
 

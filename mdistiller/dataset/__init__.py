@@ -16,7 +16,15 @@ from __future__ import annotations
 from mdistiller.config import Config
 from mdistiller.errors import ConfigError
 
-from . import cifar100, digits, fashion_mnist, glyphs, imagenet, tiny_imagenet  # noqa: F401
+from . import (  # noqa: F401
+    cifar100,
+    digits,
+    fashion_mnist,
+    glyphs,
+    image_folder,
+    imagenet,
+    tiny_imagenet,
+)
 from ._array import ArrayLoader, ImageArray, Recipe, array_loaders
 from ._contrastive import ContrastiveSampler, ContrastiveSettings, contrastive_settings
 from ._folder import FolderLoader, folder_loaders

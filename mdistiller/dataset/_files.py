@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import csv
 import os
 import warnings
 from collections import Counter
@@ -16,6 +18,8 @@ from mdistiller.errors import DataError
 from ._decode import read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+LIST = "labels.csv"
 
 # What file systems, file servers and archives leave, in lower case; see also is_hidden.
 _SYSTEM = {
@@ -39,7 +43,8 @@ class ImageFiles(Dataset):
     left out with a warning: each file counts once, under one label.
 
     Args:
-        root: has a folder for each class, with images at any depth.
+        root: has a folder for each class, with images at any depth; or a list ``labels.csv`` with
+            the columns file (relative to the root) and label (the name of the class).
         transform: of the RGB image.
         loader: reads the file at a path.
 
@@ -59,6 +64,10 @@ class ImageFiles(Dataset):
     ) -> None:
         self.root, self.transform, self.loader = str(root), transform, loader
         try:
+            if (Path(root) / LIST).is_file():
+                self.classes, samples = read_list(Path(root))
+                self.keep(samples)
+                return
             search = _Search(str(root))
             self.classes = search.classes
             self.keep(search.samples())
@@ -74,6 +83,15 @@ class ImageFiles(Dataset):
         self.samples = samples
         self.targets = [label for _, label in samples]
 
+    def of(
+        self, samples: list[tuple[str, int]], transform: Callable[[Any], Any] | None = None
+    ) -> ImageFiles:
+        """A set of these images of the same classes, with another transform."""
+        other = copy.copy(self)
+        other.transform = transform
+        other.keep(samples)
+        return other
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -81,6 +99,31 @@ class ImageFiles(Dataset):
         path, label = self.samples[index]
         image = self.loader(path)
         return image if self.transform is None else self.transform(image), label
+
+
+def read_list(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Classes and samples of ``root/labels.csv``.
+
+    Raises:
+        ValueError: the list has other columns, an empty or repeated entry, or names a file that
+            is missing.
+    """
+    with open(root / LIST, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"file", "label"} <= set(rows[0]):
+        raise ValueError(f"{LIST} must have the columns file and label, and a line for each image")
+    labels: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):
+        name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
+        path = os.path.join(root, name)
+        if not name or not label or path in labels:
+            raise ValueError(f"{LIST}, line {number}: a file and its label, each file once")
+        if not os.path.isfile(path):
+            raise ValueError(f"{LIST}, line {number}: there is no file {name}")
+        labels[path] = label
+    classes = sorted(set(labels.values()))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, [(path, numbers[label]) for path, label in labels.items()]
 
 
 _HIDDEN = "hidden or of the system"

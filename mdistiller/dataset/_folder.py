@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -195,6 +196,59 @@ def leave_out_broken(folder: ImageFiles, num_workers: int) -> None:
     folder.keep([s for s, r in zip(folder.samples, found, strict=True) if r is None])
 
 
+class _Pixels(Dataset):
+    """The pixels of each image [3, H, W] uint8, or what is wrong with it."""
+
+    def __init__(self, folder: ImageFiles, samples: list[tuple[str, int]]) -> None:
+        self.folder = folder.of(samples)
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Tensor | _Unreadable:
+        image = _read(self.folder, index)
+        if isinstance(image, _Unreadable):
+            return image
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _stack(items: list[Tensor | _Unreadable]) -> Tensor | _Unreadable:
+    broken = next((item for item in items if isinstance(item, _Unreadable)), None)
+    return torch.stack(items) if broken is None else broken
+
+
+def read_pixels(
+    files: ImageFiles, num_workers: int, samples: list[tuple[str, int]] | None = None
+) -> Tensor:
+    """The pixels [N, 3, H, W] uint8 of images that the files' loader brings to one size.
+
+    Args:
+        samples: those to read; None for all.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    batches = DataLoader(
+        _Pixels(files, files.samples if samples is None else samples),
+        batch_size=64,
+        num_workers=num_workers,
+        collate_fn=_stack,
+        worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # lest it draws from the global one
+    )
+    parts = []
+    with read_by_workers(batches) as read:
+        for part in read:
+            if isinstance(part, _Unreadable):
+                raise DataError(
+                    f"{part.path}: cannot be read as an image ({part.reason}); replace or remove "
+                    "it, or set DATASET.SKIP_BROKEN True to leave out such images"
+                )
+            # A copy, for each batch of a worker holds an open file of shared memory.
+            parts.append(part.clone())
+    return torch.cat(parts)
+
+
 @contextmanager
 def _torch_seed(seed: int) -> Iterator[None]:
     """Seed torch's global CPU generator, which torchvision draws from, for a while."""
@@ -215,37 +269,55 @@ def folder_loaders(
         DataError: a folder is missing or empty, the two have different classes, or more images
             are to be chosen or held out than there are.
     """
-    if cfg.DATASET.STRONG_VIEW:
-        raise ConfigError(
-            f"DATASET.STRONG_VIEW works for data sets in memory, such as cifar100, not for "
-            f"{cfg.DATASET.TYPE}; set it to False"
-        )
-    train = ImageFiles(root / "train", train_transform)
-    val = ImageFiles(root / "val", val_transform)
+    train, val = ImageFiles(root / "train"), ImageFiles(root / "val")
+    check_classes(root, train, val)
+    if cfg.DATASET.SKIP_BROKEN:
+        for folder in (train, val):
+            leave_out_broken(folder, cfg.DATASET.NUM_WORKERS)
+    return file_loaders(cfg, train, val, train_transform, val_transform)
+
+
+def check_classes(root: Path, train: ImageFiles, val: ImageFiles) -> None:
+    """Raises DataError where the two have different classes."""
     differing = sorted(set(train.classes) ^ set(val.classes))
     if differing:
         raise DataError(
             f"{root}: train and val must have the same classes; {differing[0]!r} is in one only"
         )
-    if cfg.DATASET.SKIP_BROKEN:
-        for folder in (train, val):
-            leave_out_broken(folder, cfg.DATASET.NUM_WORKERS)
+
+
+def file_loaders(
+    cfg: Any,
+    train: ImageFiles,
+    val: ImageFiles,
+    train_transform: Transform,
+    val_transform: Transform,
+) -> tuple[FolderLoader, FolderLoader, int, int]:
+    """What ``get_dataset`` returns, for image files.
+
+    Raises:
+        ConfigError: DATASET.STRONG_VIEW is set.
+        DataError: more images are to be chosen or held out than there are.
+    """
+    if cfg.DATASET.STRONG_VIEW:
+        raise ConfigError(
+            f"DATASET.STRONG_VIEW works for data sets in memory, such as cifar100, not for "
+            f"{cfg.DATASET.TYPE}; set it to False"
+        )
     targets = torch.tensor(train.targets)
     chosen = select(cfg, targets)
     targets, wrong = noisy_targets(cfg, targets, len(train.classes), chosen)
     heldout = None
     if chosen.holdout is not None:
         held = [train.samples[i] for i in chosen.holdout]
-        heldout = ImageFiles(root / "train", train_transform)
-        heldout.keep(held)
+        heldout = train.of(held, train_transform)
         if validates_on_heldout(cfg):
-            val = ImageFiles(root / "train", val_transform)
-            val.keep(held)
-    if wrong:
-        paths = (path for path, _ in train.samples)
-        train.keep(list(zip(paths, targets.tolist(), strict=True)))
-    if chosen.train is not None:
-        train.keep([train.samples[i] for i in chosen.train])
+            val = train.of(held)
+    val = val.of(val.samples, val_transform)
+    paths = (path for path, _ in train.samples)
+    samples = list(zip(paths, targets.tolist(), strict=True))
+    chosen_samples = samples if chosen.train is None else [samples[i] for i in chosen.train]
+    train = train.of(chosen_samples, train_transform)
     shared = {
         "num_workers": cfg.DATASET.NUM_WORKERS,
         "pin_memory": resolve_device(cfg.SOLVER.DEVICE).type == "cuda",

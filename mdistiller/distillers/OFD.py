@@ -107,7 +107,7 @@ class OFD(Distiller):
         self.teacher_train_mode = cfg.OFD.TEACHER_TRAIN_MODE
         self.ce_loss_weight = cfg.OFD.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.OFD.LOSS.FEAT_WEIGHT
-        size = (image_size(cfg.DATASET.TYPE),) * 2
+        size = (image_size(cfg.DATASET.TYPE, cfg.DATASET.IMAGE_SIZE),) * 2
         channels_s, channels_t = (
             [f.shape[1] for f in need_feature(probe(n, size), "preact_feats", n, "OFD")][1:]
             for n in (student, teacher)

@@ -173,7 +173,7 @@ class ReviewKD(Distiller):
         given = {key: list(cfg.REVIEWKD[key]) for key in _LAYOUT}
         inferred = [key for key in _LAYOUT if given[key] == _LAYOUT[key].default]
         if inferred:
-            size = (image_size(cfg.DATASET.TYPE),) * 2
+            size = (image_size(cfg.DATASET.TYPE, cfg.DATASET.IMAGE_SIZE),) * 2
             maps_s = self._student_maps(probe(self.student, size))
             maps_t = self._teacher_maps(probe(self.own_teacher, size))
             explicit = [len(given[key]) for key in _LAYOUT if key not in inferred]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mdistiller.config import Config
 from mdistiller.config.cfg import CROSSBATCH_PREFIX, check_values, naming_sources, resolved
+from mdistiller.config.table import TABLE
 from mdistiller.dataset import check_network, dataset_dict, validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.distillers import CrossBatchDistiller, distiller_dict
@@ -61,7 +62,7 @@ def _check_names(cfg: Config) -> None:
 def _check_network(cfg: Config, role: str) -> None:
     name = cfg.DISTILLER[role]
     try:
-        check_network(cfg.DATASET.TYPE, name)
+        check_network(cfg.DATASET.TYPE, name, cfg.DATASET.IMAGE_SIZE)
     except ConfigError as error:
         raise ConfigError(f"DISTILLER.{role}: {error}") from error.__cause__
     if cfg.DISTILLER.FEATURES[role] and not is_foreign(name):
@@ -79,7 +80,15 @@ def _look_up(key: str, registry: Mapping[str, Any], name: str) -> None:
 
 
 def _check_data(cfg: Config) -> None:
-    if not cfg.DATASET.TRAIN_ON_HOLDOUT:
+    data = cfg.DATASET
+    fitting = dataset_dict.fitting(data.TYPE)
+    for key in ("IMAGE_SIZE", "MEAN", "STD", "AUGMENT"):
+        if not fitting.prepared and data[key] != TABLE[f"DATASET.{key}"].default:
+            raise ConfigError(
+                f"DATASET.{key} has no effect on {data.TYPE}, whose images are prepared in its own "
+                "way; leave it out"
+            )
+    if not data.TRAIN_ON_HOLDOUT:
         return
     if not cfg.DATASET.HOLDOUT:
         raise ConfigError("DATASET.TRAIN_ON_HOLDOUT needs DATASET.HOLDOUT, which is 0")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from mdistiller.config import CFG, Config, experiment_name, show_cfg
+from mdistiller.config import CFG, Config, experiment_name, images_beside, show_cfg
 from mdistiller.config.cfg import resolved
 from mdistiller.console import say
-from mdistiller.dataset import Loader, build_model, get_dataset, load_teacher
+from mdistiller.dataset import Loader, build_model, dataset_dict, get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
 from mdistiller.models.foreign import PRETRAINED, adapt_input
@@ -53,9 +54,9 @@ def build_distiller(cfg: Config, num_classes: int, num_data: int, loader: Any = 
     if cfg.DISTILLER.TYPE != "NONE":
         teacher = build_teacher(cfg, num_classes, loader)
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "student"))
-    names = cfg.DISTILLER
+    names, size = cfg.DISTILLER, cfg.DATASET.IMAGE_SIZE
     student = build_model(
-        cfg.DATASET.TYPE, names.STUDENT, num_classes, features=names.FEATURES.STUDENT
+        cfg.DATASET.TYPE, names.STUDENT, num_classes, size, features=names.FEATURES.STUDENT
     )
     seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "distiller"))
     return assemble_distiller(cfg, student, teacher, num_data)
@@ -149,7 +150,14 @@ def say_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
 
 
 def evaluate_checkpoint(
-    model: str, ckpt: str, dataset: str, batch_size: int, *, root: str, device: str = "auto"
+    model: str,
+    ckpt: str,
+    dataset: str,
+    batch_size: int,
+    *,
+    root: str = "",
+    device: str = "auto",
+    opts: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Accuracy of a checkpoint on a data set's validation images.
 
@@ -158,22 +166,27 @@ def evaluate_checkpoint(
         ckpt: file; empty for the published weights.
         dataset: DATASET.TYPE.
         batch_size: images at a time.
-        root: DATASET.ROOT.
+        root: DATASET.ROOT; empty for the usual one.
         device: SOLVER.DEVICE.
+        opts: overrides (KEY, VALUE, ...). For image_folder the sizes and the like are those of
+            the run that left the checkpoint, if its ``config.yaml`` lies beside it.
 
     Returns:
         "top1" and "top5" in percent and "loss", beside what was evaluated.
     """
     cfg = CFG.clone()
+    kept = images_beside(ckpt, dataset) if dataset_dict.fitting(dataset).prepared else []
     cfg.merge_from_list(
         [
-            *("DATASET.TYPE", dataset, "DATASET.ROOT", root, "SOLVER.DEVICE", device),
+            *("DATASET.TYPE", dataset, "SOLVER.DEVICE", device, *kept),
             *("DATASET.TEST.BATCH_SIZE", batch_size, "DISTILLER.STUDENT", model),
+            *(("DATASET.ROOT", root) if root else ()),
+            *opts,
         ]
     )
     check_config(cfg)
     _, val_loader, _, num_classes = get_dataset(cfg)
-    network = load_teacher(dataset, model, num_classes, ckpt or PRETRAINED)
+    network = load_teacher(dataset, model, num_classes, ckpt or PRETRAINED, cfg.DATASET.IMAGE_SIZE)
     adapt_input(network, val_loader)
     top1, top5, loss = evaluate(network, val_loader, resolve_device(device))
     return {

@@ -69,10 +69,11 @@ def sound_teacher(
         "role": "TEACHER",
     }
     where = (cfg.DATASET.TYPE, names.TEACHER, num_classes)
+    size = cfg.DATASET.IMAGE_SIZE
     if random:
-        teacher = build_model(*where, **options)
+        teacher = build_model(*where, size, **options)
     else:
-        teacher = load_teacher(*where, names.TEACHER_CKPT, **options)
+        teacher = load_teacher(*where, names.TEACHER_CKPT, size, **options)
     return adapt_input(teacher, loader, names.TEACHER_MEAN, names.TEACHER_STD, names.TEACHER_SIZE)
 
 

@@ -113,9 +113,9 @@ def _respond(
 ) -> tuple[Tensor, Responses, Responses]:
     """Labels [N], and the responses of student and teacher."""
     _, loader, _, classes = get_dataset(cfg)
-    dataset, names = cfg.DATASET.TYPE, cfg.DISTILLER
+    dataset, names, size = cfg.DATASET.TYPE, cfg.DISTILLER, cfg.DATASET.IMAGE_SIZE
     student = load_teacher(
-        *(dataset, names.STUDENT, classes, str(student_ckpt)),
+        *(dataset, names.STUDENT, classes, str(student_ckpt), size),
         features=names.FEATURES.STUDENT,
         role="STUDENT",
     )
