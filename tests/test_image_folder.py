@@ -153,14 +153,24 @@ def test_augmentations(root, monkeypatch):
     assert torch.allclose(all_of(strong[1])[0], all_of(get_dataset(config(root))[1])[0], atol=1e-5)
 
 
-def test_one_folder_with_images_held_out(root):
+def test_one_folder_with_images_held_out(root, monkeypatch):
     shutil.rmtree(root / "val")
-    for place in (root, root / "train"):
+    for place, memory in ((root, 512), (root / "train", 512), (root / "train", 0)):
+        monkeypatch.setattr(image_folder, "MEMORY_MIB", memory)
+        (place / "mean_std.json").unlink(missing_ok=True)
         train_loader, val_loader, num_data, classes = get_dataset(
-            config(place, "DATASET.HOLDOUT", 6)
+            config(place, "DATASET.HOLDOUT", 6, "DATASET.AUGMENT", "none")
         )
         assert (num_data, len(val_loader.dataset), classes) == (30, 6, 3)
         assert all_of(val_loader)[1].bincount().tolist() == [2, 2, 2]
+        # The mean and the deviation are of those that are trained on, to the digits kept.
+        by_channel = all_of(train_loader)[0].transpose(0, 1).flatten(1)
+        assert by_channel.mean(1).abs().max() < 1e-3
+        assert (by_channel.std(1, unbiased=False) - 1).abs().max() < 1e-3
+    first = json.loads((root / "train" / "mean_std.json").read_text(encoding="utf-8"))
+    get_dataset(config(root / "train", "DATASET.HOLDOUT", 3))
+    both = json.loads((root / "train" / "mean_std.json").read_text(encoding="utf-8"))
+    assert len(both) == 2 and first.items() < both.items()
 
 
 def test_a_list_of_labels(root):

@@ -213,8 +213,9 @@ class _Pixels(Dataset):
 
 
 def _stack(items: list[Tensor | _Unreadable]) -> Tensor | _Unreadable:
+    whole = [item for item in items if isinstance(item, Tensor)]
     broken = next((item for item in items if isinstance(item, _Unreadable)), None)
-    return torch.stack(items) if broken is None else broken
+    return torch.stack(whole) if broken is None else broken
 
 
 def read_pixels(

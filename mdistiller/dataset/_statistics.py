@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from mdistiller.errors import ConfigError, DataError
 
 from ._files import ImageFiles
 from ._folder import read_pixels
+from ._selection import select
 
 FILE = "mean_std.json"
 # Of a set that is not in memory so many images are looked at, evenly spaced.
@@ -30,9 +32,10 @@ def mean_and_std(
 ) -> tuple[Triple, Triple]:
     """Per channel, of values in 0..1: DATASET.MEAN and STD, or those of the training images.
 
-    Computed ones are of all pixels of the images as they are brought to DATASET.IMAGE_SIZE, and
-    are kept in ``DATASET.ROOT/mean_std.json`` by that size: later runs, ``--resume`` and
-    tools/eval.py use the same, also where images were added since, of which there is a warning.
+    Computed ones are of all pixels of the images as they are brought to DATASET.IMAGE_SIZE, but
+    for those held out, and are kept in ``DATASET.ROOT/mean_std.json`` by that size and what is
+    held out: later runs, ``--resume`` and tools/eval.py use the same, also where images were
+    added since, of which there is a warning.
 
     Args:
         pixels: of all images [N, 3, H, W] uint8; None to read them.
@@ -43,31 +46,45 @@ def mean_and_std(
     """
     given = cfg.DATASET.MEAN, cfg.DATASET.STD
     if all(given):
-        return tuple(map(float, given[0])), tuple(map(float, given[1]))
+        return _triple(given[0]), _triple(given[1])
     if any(given):
         raise ConfigError("DATASET.MEAN and DATASET.STD go together; set both or neither")
-    path, size = Path(cfg.DATASET.ROOT).expanduser() / FILE, str(cfg.DATASET.IMAGE_SIZE)
-    found = _read(path).get(size)
+    path, key = Path(cfg.DATASET.ROOT).expanduser() / FILE, str(cfg.DATASET.IMAGE_SIZE)
+    if cfg.DATASET.HOLDOUT:
+        key += f", {cfg.DATASET.HOLDOUT} held out by seed {cfg.DATASET.SUBSET_SEED}"
+    found = _read(path).get(key)
     if found is None:
         with exclusive(path):
-            found = _read(path).get(size)
+            found = _read(path).get(key)
             if found is None:
                 found = _compute(cfg, train, pixels)
-                _keep(path, {**_read(path), size: found})
+                _keep(path, {**_read(path), key: found})
     if found["images"] != len(train):
         warnings.warn(
             f"{path}: mean and std are of {found['images']} training images, and now there are "
             f"{len(train)}; delete it to have them computed anew, for a teacher and students"
         )
-    mean, std = tuple(found["mean"]), tuple(found["std"])
-    say(f"mean {list(mean)}, std {list(std)} of the training images, from {path}")
-    return mean, std
+    say(f"mean {found['mean']}, std {found['std']} of the training images, from {path}")
+    return _triple(found["mean"]), _triple(found["std"])
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _compute(cfg: Config, train: ImageFiles, pixels: Tensor | None) -> dict:
+    heldout = select(cfg, torch.tensor(train.targets)).holdout
+    used = torch.ones(len(train), dtype=torch.bool)
+    if heldout is not None:
+        used[heldout] = False
+    rows = used.nonzero().flatten()
     if pixels is None:
-        step = -(-len(train) // SAMPLE)
-        pixels = read_pixels(train, cfg.DATASET.NUM_WORKERS, train.samples[::step])
+        rows = rows[:: -(-len(rows) // SAMPLE)]
+        samples = [train.samples[row] for row in rows.tolist()]
+        pixels = read_pixels(train, cfg.DATASET.NUM_WORKERS, samples)
+    elif heldout is not None:
+        pixels = pixels[rows]
     count, total, squares = 0, torch.zeros(3).double(), torch.zeros(3).double()
     for part in pixels.split(1024):
         values = part.double().transpose(0, 1).flatten(1) / 255
