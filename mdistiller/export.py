@@ -109,8 +109,8 @@ def export_checkpoint(
     batches = _random_batches(batch_size, size)
 
     def make_network() -> nn.Module:
-        fresh = bare(build_model(dataset, model, classes, size))
-        return shaped_like(fresh, network.state_dict()).eval()
+        fresh = build_model(dataset, model, classes, size)
+        return bare(shaped_like(fresh, network.state_dict())).eval()
 
     for form in chosen:
         path = Path(out) / f"{short_name(model)}{form.suffix}"

@@ -17,13 +17,15 @@ class Small(nn.Module):
         self.norm2 = nn.BatchNorm2d(2 * width)
         self.same = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.conv3 = nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1)
+        # Made for long trainings, as torchvision's MobileNetV3.
+        self.norm3 = nn.BatchNorm2d(4 * width, momentum=0.01)
         self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, x):
         x = F.relu(self.norm1(self.conv1(x)))
         x = F.relu(self.norm2(self.conv2(x)))
         x = x + F.relu(self.same(self.same(x)))
-        return self.head(F.relu(self.conv3(x)).mean((2, 3)))
+        return self.head(F.relu(self.norm3(self.conv3(x))).mean((2, 3)))
 
 
 def small(num_classes: int) -> nn.Module:

@@ -120,6 +120,21 @@ def on_the_page():
     return PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip() + "\n"
 
 
+def cells_on_the_page():
+    """(role, method, kind) -> WORKS or the shortened line."""
+    lines = dict(re.findall(r"^(\d+)\. (.*)$", on_the_page(), re.MULTILINE))
+    cells = {}
+    for part in on_the_page().split("\n\n")[:2]:
+        (head, *kinds), _, *body = (
+            [cell.strip() for cell in row.strip("|").split("|")] for row in part.splitlines()
+        )
+        role = head.removeprefix("as the ")
+        for method, *texts in body:
+            for kind, text in zip(kinds, texts, strict=True):
+                cells[role, method, kind] = lines.get(text.removeprefix("line "), text)
+    return cells
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)

@@ -23,9 +23,10 @@ from mdistiller.engine.teacher import build_teacher
 from mdistiller.errors import ConfigError, MdistillerError
 from mdistiller.models import Foreign
 from mdistiller.models.foreign import adapt_input, bare
+from mdistiller.models.heads import head_of
 from mdistiller.weighting import frozen_statistics
 
-from .networks_table import FILE, on_the_page, tables
+from .networks_table import FILE, WORKS, cells_on_the_page, on_the_page, rows, shortened, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, RESNET, TIMM = f"{FILE}:small", "torchvision:resnet18", "timm:test_resnet"
@@ -53,6 +54,17 @@ def line_of(function, *args, **kwargs):
     return str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_methods_of_every_need_on_every_kind_are_as_the_page_says():
+    pytest.importorskip("timm")
+    for method in ("AT", "CATKD", "KD", "OFD", "RKD"):
+        assert {k: v for k, v in cells_on_the_page().items() if k[1] == method} == {
+            (role, method, kind): text if text == WORKS else shortened(text)
+            for role, kind, text in rows(method)
+        }
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_method_on_every_kind_is_as_the_page_says():
     pytest.importorskip("timm")
@@ -95,6 +107,23 @@ def test_named_features_and_a_module_that_is_called_twice():
     expected = [norm1, twice, net.conv3(second + F.relu(twice))]
     assert all(map(torch.equal, features["feats"], expected))
     assert "preact_feats" not in features
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_map_that_the_classifier_pools():
+    pytest.importorskip("timm")
+    image = torch.randn(2, 3, 32, 32)
+    for name, module in ((TIMM, "layer4"), (SMALL, "norm3"), (RESNET, "layer4")):
+        network = made(name).eval()
+        logits, features = network(image)
+        assert network.plan.pooled.module.startswith(module)
+        found, head = features["pooled_map"], head_of(network)
+        torch.testing.assert_close(found.mean((2, 3)), features["pooled_feat"])
+        maps = F.conv2d(found, head.weight[..., None, None])
+        torch.testing.assert_close(maps.mean((2, 3)) + head.bias, logits)
+    # Layers between the pooling and the classifier, or none to classify with.
+    for name in ("torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"):
+        assert "pooled_map" not in made(name)(image)[1]
 
 
 def test_tokens_are_no_maps_and_channels_come_first():

@@ -84,7 +84,9 @@ class CATKD(Distiller):
     def __init__(self, student, teacher, cfg) -> None:
         node = cfg.CATKD
         for network in (student, teacher):
-            check_last_map(network, [image_size(cfg.DATASET.TYPE)] * 2, "CATKD")
+            check_last_map(
+                network, [image_size(cfg.DATASET.TYPE, cfg.DATASET.IMAGE_SIZE)] * 2, "CATKD"
+            )
         super().__init__(without_bias(student), teacher, cfg)
         self.ce_loss_weight = node.CE_WEIGHT
         self.cat_loss_weight = node.CAT_WEIGHT

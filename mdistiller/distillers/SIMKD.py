@@ -67,7 +67,7 @@ class SimKD(Distiller):
 
     def __init__(self, student, teacher, cfg) -> None:
         node = cfg.SIMKD
-        size = [image_size(cfg.DATASET.TYPE)] * 2
+        size = [image_size(cfg.DATASET.TYPE, cfg.DATASET.IMAGE_SIZE)] * 2
         maps = [check_last_map(network, size, "SIMKD") for network in (student, teacher)]
         (_, c_s, *_), (_, c_t, height, width) = (m.shape for m in maps)
         projector = make_projector(c_s, c_t, node.FACTOR)

@@ -22,6 +22,7 @@ from .check import check_config
 from .runtime.determinism import name_nondeterministic, use_deterministic_algorithms
 from .runtime.distributed import joined_by_torchrun
 from .runtime.memory import keep_freed_memory
+from .settle import settle_statistics
 from .teacher import Look, build_teacher, evaluate, look_at_teacher, say_teacher
 from .trainers.base import BaseTrainer
 
@@ -97,6 +98,7 @@ def build_trainer(
     known.data = known.data or get_dataset(cfg)
     train_loader, val_loader, num_data, num_classes = known.data
     distiller = build_distiller(cfg, num_classes, num_data, train_loader)
+    settle_statistics(distiller.student, cfg.SOLVER.EPOCHS * len(train_loader))
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
     )

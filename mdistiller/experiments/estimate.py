@@ -66,7 +66,7 @@ class Estimate:
     def __init__(self, records: Iterable[Record], threads: int) -> None:
         self._threads, self._used = threads, 0.0
         self._recorded: dict[tuple, list[float]] = {}
-        self._timed: dict[tuple[str, str], float] = {}
+        self._timed: dict[tuple[str, str, int], float] = {}
         here = processor()["cpu"]
         for record in records:
             result, machine = record.result, record.machine
@@ -83,7 +83,7 @@ class Estimate:
             count = sum(map(len, self._recorded.values()))
             parts.append(f"{count} recorded runs of this machine")
         if self._timed:
-            names = ", ".join(name for _, name in self._timed)
+            names = ", ".join(name for _, name, _ in self._timed)
             parts.append(f"{_TIMED_STEPS} timed steps of {names} and the cost model of docs")
         return "; ".join(parts) or "nothing"
 
@@ -105,16 +105,16 @@ class Estimate:
         A checkpoint holds student, teacher and the student's momentum, and beside it lies the
         student alone.
         """
-        student = _size(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT)[1]
+        student = _size(*_key(cfg, cfg.DISTILLER.STUDENT))[1]
         distils = cfg.DISTILLER.TYPE != "NONE"
-        teacher = _size(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)[1] if distils else 0
+        teacher = _size(*_key(cfg, cfg.DISTILLER.TEACHER))[1] if distils else 0
         momenta = 2 if cfg.SOLVER.TYPE == "AdamW" else 1
         periodic = cfg.SOLVER.EPOCHS // cfg.LOG.SAVE_CHECKPOINT_FREQ
         return (2 + periodic) * ((2 + momenta) * student + teacher)
 
     def _image_seconds(self, cfg: Any, name: str) -> float:
         """Of a forward pass of the network ``name`` over one image."""
-        key = cfg.DATASET.TYPE, name
+        key = _key(cfg, name)
         if key not in self._timed and self._used < _TIMING_SECONDS:
             began = time.perf_counter()
             self._timed[key] = self._time(cfg, name)
@@ -127,10 +127,11 @@ class Estimate:
 
     def _time(self, cfg: Any, name: str) -> float:
         """A third of a forward and a backward pass over a batch of random images, by image."""
-        device, size = resolve_device(cfg.SOLVER.DEVICE), image_size(cfg.DATASET.TYPE)
+        key = _key(cfg, name)
+        device, size = resolve_device(cfg.SOLVER.DEVICE), image_size(key[0], key[2])
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
-        model = _network(cfg.DATASET.TYPE, name).to(device).train()
+        model = _network(*key).to(device).train()
         images = torch.randn(cfg.SOLVER.BATCH_SIZE, 3, size, size, device=device)
         seconds = []
         for _ in range(_TIMED_STEPS + 1):
@@ -167,17 +168,22 @@ def _trained(settings: dict[str, Any]) -> int:
     return images + settings.get("DATASET.TRAIN_ON_HOLDOUT", False) * holdout
 
 
-def _network(dataset: str, name: str) -> nn.Module:
-    return build_model(dataset, name, DATA.get(dataset, _UNKNOWN_DATA)[2])
+def _key(cfg: Any, name: str) -> tuple[str, str, int]:
+    """What a network is built from: data set, name, DATASET.IMAGE_SIZE."""
+    return cfg.DATASET.TYPE, name, cfg.DATASET.IMAGE_SIZE
+
+
+def _network(dataset: str, name: str, size: int) -> nn.Module:
+    return build_model(dataset, name, DATA.get(dataset, _UNKNOWN_DATA)[2], size)
 
 
 @cache
-def _size(dataset: str, name: str) -> tuple[int, int]:
+def _size(dataset: str, name: str, size: int) -> tuple[int, int]:
     """Multiply-accumulates of one image, and bytes of the state, of a network without memory."""
     with torch.device("meta"):
-        model = _network(dataset, name).eval()
+        model = _network(dataset, name, size).eval()
     state = model.state_dict().values()
-    macs = count_macs(model, image_size(dataset))
+    macs = count_macs(model, image_size(dataset, size))
     return macs, sum(v.numel() * v.element_size() for v in state)
 
 

@@ -18,15 +18,19 @@ from torch import Tensor, nn
 from mdistiller.errors import ConfigError
 
 from ._common import global_pool
-from .foreign import bare, name_of
+from .foreign import Foreign, name_of
 
 
 def head_name(network: nn.Module) -> str:
     """The dotted name of the classifier: the last linear layer.
 
+    Of a network of others it is the one whose output the logits are.
+
     Raises:
         ConfigError: there is none.
     """
+    if isinstance(network, Foreign) and network.plan.classifier:
+        return f"net.{network.plan.classifier[0]}"
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise ConfigError(f"{name_of(network)} has no linear layer, hence no classifier")
@@ -66,7 +70,9 @@ def without_bias(network: nn.Module) -> nn.Module:
 
 
 def last_map(features: Mapping[str, Any]) -> Tensor:
-    """The rectified map [B, C, H, W] behind the last stage."""
+    """The rectified map [B, C, H, W] behind the last stage, whose mean the classifier gets."""
+    if "pooled_map" in features:
+        return features["pooled_map"]
     if "preact_feats" in features:
         # Networks of pre-activation blocks return ``feats`` that are not rectified.
         return F.relu(features["preact_feats"][-1])
@@ -136,7 +142,8 @@ def shaped_like(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     if not any(isinstance(module, nn.Linear) for module in network.modules()):
         return network
     # As the state dict calls it, which is the bare network's.
-    head = head_name(bare(network))
+    head = head_name(network)
+    head = head.removeprefix("net.") if isinstance(network, Foreign) else head
     if "projector.0.weight" in state and "classifier.weight" in state:
         inner, in_channels = state["projector.0.weight"].shape[:2]
         classes, out_channels = state["classifier.weight"].shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,10 +48,14 @@ class Plan:
     Attributes:
         stages: two or more, or none; the first counts as the stem.
         classifier: name and call of the last linear layer; None without one.
+        pooled: the map whose mean over the positions the classifier gets; None without one.
+        rectified: it is that map's ReLU of which it gets the mean.
     """
 
     stages: tuple[Stage, ...]
     classifier: tuple[str, int] | None
+    pooled: Stage | None = None
+    rectified: bool = False
 
     @property
     def has_preacts(self) -> bool:
@@ -146,7 +151,12 @@ def make_plan(
         chosen = [last[name] for name in usual if name in last and _large(last[name].map_size())]
         chosen = chosen if len(chosen) > 1 else list(_find(calls))
     stages = [_stage(calls, call) for call in chosen]
-    return Plan(tuple(stages) if len(stages) > 1 else (), _classifier(calls, logits))
+    classifier = _classifier(calls, logits)
+    return Plan(
+        tuple(stages) if len(stages) > 1 else (),
+        None if classifier is None else (classifier.name, classifier.number),
+        *_pooled(calls, classifier),
+    )
 
 
 def _named(calls: Sequence[_Call], names: Sequence[str], words: str) -> list[_Call]:
@@ -249,9 +259,34 @@ def _norm_before(calls: Sequence[_Call], stage: _Call) -> str:
     return ""
 
 
-def _classifier(calls: Sequence[_Call], logits: Tensor) -> tuple[str, int] | None:
+def _classifier(calls: Sequence[_Call], logits: Tensor) -> _Call | None:
     for call in reversed(calls):
         if isinstance(call.module, nn.Linear) and call.output.shape == logits.shape:
             flat = isinstance(call.source, Tensor) and call.source.flatten(1).shape[1]
-            return (call.name, call.number) if flat == call.module.in_features else None
+            return call if flat == call.module.in_features else None
     return None
+
+
+def _pooled(calls: Sequence[_Call], classifier: _Call | None) -> tuple[Stage | None, bool]:
+    """The last map of which the classifier gets the mean, and whether of its ReLU."""
+    if classifier is None or classifier.source.is_meta:  # the latter has no values
+        return None, False
+    wanted = classifier.source.flatten(1)
+    close = partial(torch.allclose, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    found: tuple[Stage | None, bool] = None, False
+    for call in reversed(calls[: calls.index(classifier)]):
+        # A map that is changed later on no longer says what was pooled.
+        if call.map_size() is None or call.output._version != call.version:
+            continue
+        last = _is_channels_last(call.output)
+        here = call.output.permute(0, 3, 1, 2) if last else call.output
+        if here.shape[1] != wanted.shape[1]:
+            continue
+        for rectified, value in ((False, here), (True, here.relu())):
+            if close(value.mean((2, 3))):
+                if _large(call.map_size()):
+                    return Stage(call.name, call.number, channels_last=last), rectified
+                # Of one pixel, as what a pooling layer returns is: the first one.
+                found = Stage(call.name, call.number, channels_last=last), rectified
+                break
+    return found

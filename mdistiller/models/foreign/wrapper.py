@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError
@@ -36,8 +37,9 @@ class Foreign(nn.Module):
 
     ``features`` has ``feats``, the maps [B, C, H, W] of the network's stages, the first of which
     counts as the stem; ``preact_feats``, the same before the activation that ends each stage;
-    ``pooled_feat`` [B, C], what the last linear layer gets. What the network does not have is
-    left out. See :mod:`.stages` for how they are found.
+    ``pooled_feat`` [B, C], what the last linear layer gets; ``pooled_map`` [B, C, H, W], the map
+    whose mean over the positions that is. What the network does not have is left out. See
+    :mod:`.stages` for how they are found.
 
     The state dict is the bare network's. Hooks exist while a forward pass runs only, so that
     copies, pickles and threads are as safe as with the bare network.
@@ -75,7 +77,12 @@ class Foreign(nn.Module):
                 setattr(module, "inplace", False)  # noqa: B010
         answer, calls = try_out(net, name, size)
         self.plan: Plan = make_plan(calls, logits_of(answer), named, usual, f"{key}: {name}")
-        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # The inner network's turn comes next; no hook, for a copy's would be the original's.
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            state_dict[f"{prefix}net.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", **kwargs: Any):
         """The bare network's."""
@@ -111,13 +118,16 @@ class Foreign(nn.Module):
 
 
 def try_out(net: nn.Module, name: str, size: int) -> tuple[Any, Any]:
-    """:func:`watch` of one black image of height and width ``size``.
+    """:func:`watch` of one image of height and width ``size``, the same one always.
+
+    It is not black: in many a network without training zeros stay zeros, and all maps look alike.
 
     Raises:
         ConfigError: the network does not take it.
     """
     like = next(net.parameters(), torch.empty(0))
-    image = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)
+    image = torch.arange(3 * size**2, dtype=torch.float, device=like.device).sin()
+    image = image.view(1, 3, size, size).to(like.dtype)
     try:
         return watch(net, image)
     except Exception as error:
@@ -128,18 +138,14 @@ def try_out(net: nn.Module, name: str, size: int) -> tuple[Any, Any]:
         ) from error
 
 
-def _add_prefix(module: Foreign, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [k for k in state if k.startswith(prefix)]:
-        state[f"{prefix}net.{key.removeprefix(prefix)}"] = state.pop(key)
-
-
 class _Collector:
     """Collects the features of one forward pass."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._calls: Counter[str] = Counter()
-        self._wanted = {(stage.module, stage.call): stage for stage in plan.stages}
+        stages = [*([plan.pooled] if plan.pooled else []), *plan.stages]
+        self._wanted = {(stage.module, stage.call): stage for stage in stages}
         self._activations: dict[str, tuple[Tensor, Tensor]] = {}
         self._maps: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
         self._pooled: Tensor | None = None
@@ -150,7 +156,7 @@ class _Collector:
         # First: an activation may itself be the module that ends a stage.
         for name in dict.fromkeys(s.activation for s in plan.stages if s.activation):
             hooks.append(self._hook(net, name, self._on_activation))
-        for name in dict.fromkeys(stage.module for stage in plan.stages):
+        for name in dict.fromkeys(name for name, _ in self._wanted):
             hooks.append(self._hook(net, name, self._on_stage))
         if plan.classifier:
             hooks.append(self._hook(net, plan.classifier[0], self._on_classifier))
@@ -183,6 +189,10 @@ class _Collector:
             self._pooled = source.flatten(1)
         self._calls[key] += 1
 
+    def _pooled_map(self, stage: Stage) -> Tensor:
+        found, _ = self._maps[stage.module, stage.call]
+        return F.relu(found) if self.plan.rectified else found
+
     def features(self) -> dict[str, Any]:
         """See :class:`Foreign`."""
         found: dict[str, Any] = {}
@@ -193,6 +203,8 @@ class _Collector:
             found["preact_feats"] = [after if pre is None else pre for after, pre in maps]
         if self._pooled is not None:
             found["pooled_feat"] = self._pooled
+        if self.plan.pooled is not None:
+            found["pooled_map"] = self._pooled_map(self.plan.pooled)
         return found
 
 
