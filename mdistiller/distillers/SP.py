@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -37,7 +37,9 @@ def sp_loss(g_s: Sequence[Tensor], g_t: Sequence[Tensor]) -> Tensor:
 
 @distiller_dict.register("SP")
 class SP(Distiller):
-    """Similarity preservation in the last map, with the weights of ``cfg.SP``.
+    """Similarity preservation in the last map (without maps in the pooled feature).
+
+    The weights are those of ``cfg.SP``.
 
     Supervised loss ``loss_ce``: cross-entropy. Distillation loss ``loss_kd``: :func:`sp_loss`.
     """
@@ -59,6 +61,11 @@ class SP(Distiller):
         losses = {
             "loss_ce": self.ce_loss_weight * self.cross_entropy(logits, target),
             "loss_kd": self.feat_loss_weight
-            * sp_loss(feature_s["feats"][-1:], feature_t["feats"][-1:]),
+            * sp_loss([_compared(feature_s)], [_compared(feature_t)]),
         }
         return logits, losses
+
+
+def _compared(features: Mapping[str, Any]) -> Tensor:
+    """The last map, or the pooled feature of a network of tokens."""
+    return features["feats"][-1] if "feats" in features else features["pooled_feat"]
