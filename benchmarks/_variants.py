@@ -17,6 +17,7 @@ from mdistiller.engine.runtime.finite import FiniteWatch
 from mdistiller.experiments.fleet.clock import SharedTime
 from mdistiller.experiments.fleet.sharing import Shared
 from mdistiller.seeding import global_state, set_global_state
+from mdistiller.weighting import CrossBatchWeighting, cross_batch_backward, frozen_statistics
 
 # Batches of the toy data; more than one epoch is never timed, so their number does not matter.
 BATCHES = 20
@@ -66,6 +67,30 @@ class TrainerStep:
         self.meter.update(measure(result, batch.target), len(batch.target))
         self.diagnostics.update(result.diagnostics)
         self.watch.update({**result.losses, **result.gradients}, self.steps)
+
+
+class LoopStep:
+    """A cross-batch step of somebody's own loop, over a trainer's networks and batches."""
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self.distiller, self.optimizer = trainer.distiller, trainer.optimizer
+        self.batches = _epochs(trainer)
+        self.weighting = CrossBatchWeighting()
+
+    def __call__(self) -> None:
+        batch, student = next(self.batches), self.distiller.student
+        self.optimizer.zero_grad()
+        with frozen_statistics(student):
+            logits, _ = student(batch.auxiliary.image)
+            unseen = torch.nn.functional.cross_entropy(logits, batch.auxiliary.target)
+        _, losses = self.distiller(**batch.inputs(1))
+        cross_batch_backward(
+            self.distiller.split_losses(losses),
+            reference=unseen,
+            inputs=student.parameters(),
+            weighting=self.weighting,
+        )
+        self.optimizer.step()
 
 
 class FleetStep:
@@ -132,12 +157,13 @@ class Variant:
 
     Attributes:
         cost: its passes beside the teacher's, a student forward pass being 1.
-        vanilla: the vanilla step with the same settings.
+        vanilla: what it is compared with: the vanilla step with the same settings.
         crossbatch: whether it needs the cross-batch distiller and trainer.
         opts: overrides of the configuration.
         trainer: makes the trainer class; None for the configuration's.
         cycle: steps after which its costs repeat.
         fleet: how many students take turns; a step is one student's.
+        loop: without the trainer, by cross_batch_backward; compared with the trainer's step.
     """
 
     cost: float
@@ -147,6 +173,7 @@ class Variant:
     trainer: Callable[[], type[BaseTrainer]] | None = None
     cycle: int = 1
     fleet: int = 1
+    loop: bool = False
 
 
 _WAYS = {
@@ -173,6 +200,7 @@ VARIANTS: dict[str, Variant] = {
     "upstream": Variant(3),
     OWN_PROCESS: Variant(3),
     **_WAYS,
+    "own loop": Variant(8, vanilla="crossbatch", crossbatch=True, loop=True),
     **_with("compiled", *COMPILE, ways=("vanilla", "crossbatch")),
     **_with("bf16", *BF16),
     **_with("bf16 compiled", *BF16, *COMPILE, ways=("vanilla", "crossbatch")),
@@ -183,7 +211,7 @@ VARIANTS: dict[str, Variant] = {
 
 def build(
     name: str, method: str, args: argparse.Namespace, device: torch.device
-) -> UpstreamStep | TrainerStep | FleetStep:
+) -> UpstreamStep | TrainerStep | FleetStep | LoopStep:
     """Something to call once per step; ImportError where a package is missing."""
     variant = VARIANTS[name]
     distiller, opts = method, ("SOLVER.BATCH_SIZE", args.batch_size, *variant.opts)
@@ -196,4 +224,6 @@ def build(
         return UpstreamStep(cfg, data, device)
     cls = variant.trainer() if variant.trainer else None
     trainers = [common.trainer(cfg, data, cls) for _ in range(variant.fleet)]
+    if variant.loop:
+        return LoopStep(*trainers)
     return TrainerStep(*trainers) if variant.fleet == 1 else FleetStep(trainers)

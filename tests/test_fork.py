@@ -27,32 +27,53 @@ def block() -> str:
 
 
 class Meter:
+    """A mean, as a number."""
+
+    def __init__(self):
+        self.avg, self.sum, self.count = 0.0, 0.0, 0
+
     def update(self, value, count):
-        self.value = value
+        self.sum, self.count = self.sum + value * count, self.count + count
+        self.avg = self.sum / self.count
 
 
 class Trainer:
-    """What the block uses of the original's trainer."""
+    """Has what surrounds train_iter in the original's trainer (mdistiller/engine/trainer.py there).
 
-    def __init__(self, distiller, train_loader):
-        self.distiller = torch.nn.DataParallel(distiller)
-        self.train_loader = train_loader
-        self.optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.05)
+    The same constructor, a distiller within DataParallel, an optimizer of its learnable
+    parameters, batches of (image, target, index), five meters whose means are logged.
+    """
+
+    def __init__(self, experiment_name, distiller, train_loader, val_loader, cfg):
+        self.distiller, self.train_loader, self.cfg = distiller, train_loader, cfg
+        self.optimizer = torch.optim.SGD(
+            self.distiller.module.get_learnable_parameters(),
+            lr=cfg.SOLVER.LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        )
+
+    def train_epoch(self, epoch):
+        names = ("training_time", "data_time", "losses", "top1", "top5")
+        meters = {name: Meter() for name in names}
+        self.distiller.train()
+        messages = [self.train_iter(data, epoch, meters) for data in self.train_loader]
+        return messages, {name: meter.avg for name, meter in meters.items()}
 
 
 def test_the_block_trains_a_distiller():
     names = {}
     exec(compile(block(), "in-your-fork.md", "exec"), names)
     student, teacher = networks()
-    distiller = KD(student, teacher, CFG)
-    distiller.train()
-    trainer = type("Mine", (names["CrossBatch"], Trainer), {})(distiller, list(loader()))
+    distiller = torch.nn.DataParallel(KD(student, teacher, CFG))
+    data = list(loader())
+    trainer = type("Mine", (names["CrossBatch"], Trainer), {})("mine", distiller, data, data, CFG)
     before = [p.detach().clone() for p in student.parameters()]
     frozen = [p.detach().clone() for p in teacher.parameters()]
-    meters = {"losses": Meter()}
-    for data in trainer.train_loader:
-        message = trainer.train_iter(data, 1, meters)
-    assert re.fullmatch(r"loss [\d.]+, weights -?[\d.]+ -?[\d.]+", message)
+    messages, means = trainer.train_epoch(1)
+    for message in messages:
+        assert re.fullmatch(r"loss [\d.]+, weights -?[\d.]+ -?[\d.]+", message)
+    assert means["losses"] > 0 and 0 < means["top1"] <= 100
     assert any(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(frozen, teacher.parameters(), strict=True))
 
@@ -73,7 +94,7 @@ def test_what_is_to_be_copied_needs_nothing_else(tmp_path):
 
 
 ORIGINAL = """
-import sys, types
+import collections, sys, types
 import torch
 sys.path.insert(0, sys.argv[1])
 torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *a, **k: self
@@ -95,7 +116,8 @@ trainer.optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.0
 trainer.train_loader = [(torch.randn(4, 3, 32, 32), torch.arange(4), torch.arange(4))] * 2
 meter = types.SimpleNamespace(update=lambda *a: None)
 before = nets[0].fc.weight.detach().clone()
-print(trainer.train_iter(trainer.train_loader[0], 1, {"losses": meter}))
+meters = collections.defaultdict(lambda: meter)
+print(trainer.train_iter(trainer.train_loader[0], 1, meters))
 assert not torch.equal(before, nets[0].fc.weight)
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -17,11 +17,18 @@ from torchvision.transforms.functional import normalize, to_tensor
 from mdistiller.commands.eval import main as evaluate
 from mdistiller.commands.export import main as export
 from mdistiller.commands.train import main as train
-from mdistiller.dataset import ArrayLoader, FolderLoader, get_dataset, image_folder
+from mdistiller.commands.visualize import main as visualize
+from mdistiller.dataset import (
+    ArrayLoader,
+    FolderLoader,
+    get_dataset,
+    image_folder,
+    load_teacher,
+)
 from mdistiller.engine.cfg import CFG
 from mdistiller.errors import ConfigError, DataError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "image_folder"
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("one", "three", "zero")
 SHORT = (
     *(
@@ -41,7 +48,7 @@ SHORT = (
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
-def write_digits(root: Path, train_images: int = 12, val_images: int = 5) -> Path:
+def write_digits(root: Path, train_images: int = 12, val_images: int = 11) -> Path:
     """PNGs of three digits in three modes and sizes."""
     digits = load_digits()
     for name, digit in zip(CLASSES, (1, 3, 0), strict=True):
@@ -201,37 +208,40 @@ def test_sizes_choose_the_networks_and_other_sets_refuse_them():
     assert "resnet8" not in fitting("image_folder", 65).networks
 
 
-def run(tmp_path: Path, name: str, root: Path, *opts: str) -> Path:
-    train(
-        [
-            *("--cfg", str(CONFIGS / f"{name}.yaml"), "DATASET.ROOT", str(root)),
-            *("LOG.PREFIX", str(tmp_path), "EXPERIMENT.NAME", name, *SHORT, *opts),
-        ]
-    )
-    return tmp_path / "image_folder" / name
+def commands() -> list[list[str]]:
+    """Those of the README's section, which docs/own-data.md has, too."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your own images")[2]
+    block = section.partition("```sh\n")[2].partition("```")[0]
+    assert block in (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
 
 
-@pytest.mark.filterwarnings("default")
-def test_teacher_kd_crossbatch_eval_and_export(root, tmp_path, capsys):
-    teacher = run(tmp_path, "teacher", root, "DISTILLER.STUDENT", "resnet20")
-    pair = (
-        *("DISTILLER.TEACHER", "resnet20", "DISTILLER.STUDENT", "resnet8"),
-        *("DISTILLER.TEACHER_CKPT", str(teacher / "student_latest")),
-    )
-    results = {}
-    for name in ("kd", "crossbatch_kd"):
-        folder = run(tmp_path, name, root, *pair)
-        results[name] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        assert results[name]["teacher_top1"] >= 0
+@pytest.mark.filterwarnings("ignore")
+def test_the_readmes_commands_from_the_teacher_to_the_exported_student(root, monkeypatch, capsys):
+    timm = pytest.importorskip("timm")
+    monkeypatch.chdir(root.parent)
+    teacher, student, evaluation = commands()
+    for command in (teacher, student):
+        assert command[:3] == ["python", "tools/train.py", "--cfg"]
+        train(["--cfg", str(ROOT / command[3]), *command[4:], *SHORT])
+    results = {
+        name: json.loads(Path(f"output/image_folder/{name}/result.json").read_text("utf-8"))
+        for name in ("my_teacher", "my_student")
+    }
+    assert results["my_student"]["teacher_top1"] == results["my_teacher"]["last_top1"]
     capsys.readouterr()
     # Size, mean, std and root are the run's.
-    ckpt = str(tmp_path / "image_folder" / "kd" / "student_latest")
-    evaluate(["-m", "resnet8", "-c", ckpt, "-d", "image_folder", "--device", "cpu"])
+    assert evaluation[:2] == ["python", "tools/eval.py"]
+    evaluate([*evaluation[2:], "--device", "cpu"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["images"] == 15
-    assert found["top1"] == pytest.approx(results["kd"]["last_top1"])
-    out = str(tmp_path / "exported")
-    export(
-        ["-m", "resnet8", "-c", ckpt, "-d", "image_folder", "--format", "state_dict", "--out", out]
-    )
-    assert re.search(r"resnet8_state_dict.pth  [\d,]+ bytes", capsys.readouterr().out)
+    assert found["images"] == 33
+    assert found["top1"] == pytest.approx(results["my_student"]["last_top1"])
+    name, ckpt = evaluation[3], evaluation[5]
+    export(["-m", name, "-c", ckpt, "-d", "image_folder", "--format", "state_dict", "--out", "."])
+    plain = timm.create_model(name.removeprefix("timm:"), num_classes=3)
+    plain.load_state_dict(torch.load("mobilenetv3_small_050_state_dict.pth", weights_only=True))
+    network, image = load_teacher("image_folder", name, 3, ckpt, 32), torch.randn(4, 3, 32, 32)
+    assert torch.equal(plain.eval()(image), network(image)[0])
+    run = Path(ckpt).parent / "config.yaml"
+    visualize(["--cfg", str(run), "--student-ckpt", ckpt, "--out", "pictures"])
+    assert Path("pictures/tsne.png").stat().st_size > 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from mdistiller.commands.train import main as train
 from mdistiller.dataset import build_model, get_dataset, load_teacher
 from mdistiller.engine.cfg import CFG
 from mdistiller.engine.check import check_config
-from mdistiller.engine.run import evaluate_checkpoint
 from mdistiller.engine.runtime.precision import FrozenTeacher
+from mdistiller.engine.settle import settle_statistics
 from mdistiller.engine.teacher import build_teacher
 from mdistiller.errors import ConfigError, MdistillerError
 from mdistiller.models import Foreign
@@ -26,10 +27,12 @@ from mdistiller.models.foreign import adapt_input, bare
 from mdistiller.models.heads import head_of
 from mdistiller.weighting import frozen_statistics
 
+from . import file_network
 from .networks_table import FILE, WORKS, cells_on_the_page, on_the_page, rows, shortened, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL, RESNET, TIMM = f"{FILE}:small", "torchvision:resnet18", "timm:test_resnet"
+SMALL, QUICK = f"{FILE}:small", f"{FILE}:quick"
+RESNET, TIMM = "torchvision:resnet18", "timm:test_resnet"
 
 
 def made(name, size=32, features=()):
@@ -169,6 +172,9 @@ def test_no_hook_and_no_tensor_outlives_a_forward_pass():
         assert other(image)[1]["feats"][0].shape == (2, 8, 32, 32)
         other.net.head.bias.data.add_(1)
     assert torch.equal(network(image)[0], expected)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        made("torchvision:mobilenet_v3_small").train().net(image[:1])
+    assert made("torchvision:mobilenet_v3_small").train()(image[:1])[0].isfinite().all()
     buffers = [b.clone() for b in network.buffers()]
     with frozen_statistics(network):
         network(image)
@@ -319,34 +325,55 @@ def test_networks_that_cannot_be_used():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_train_distil_evaluate_export(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("timm")
+def test_students_learn_and_are_exported_without_the_wrapper(tmp_path, monkeypatch, capsys):
+    timm = pytest.importorskip("timm")
     shared = [
-        *("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[2]", "DATASET.SUBSET", "320"),
+        *("SOLVER.EPOCHS", "3", "SOLVER.LR_DECAY_STAGES", "[2]", "SOLVER.BATCH_SIZE", "32"),
         *("LOG.PREFIX", str(tmp_path), "EXPERIMENT.PROJECT", "p", "SOLVER.DEVICE", "cpu"),
     ]
-    cfg = {n: str(ROOT / f"configs/digits/{n}.yaml") for n in ("vanilla", "crossbatch_kd")}
 
-    def run(name, *opts):
-        return ["--cfg", cfg[name], "EXPERIMENT.NAME", name, *shared, *opts]
+    def run(cfg, *opts):
+        file = str(ROOT / f"configs/digits/{cfg}.yaml")
+        train(["--cfg", file, "EXPERIMENT.NAME", cfg, *shared, *opts])
+        folder = tmp_path / "p" / cfg
+        return folder / "student_latest", json.loads((folder / "result.json").read_text())
 
-    train(run("vanilla", "DISTILLER.STUDENT", TIMM))
-    teacher = str(tmp_path / "p" / "vanilla" / "student_latest")
-    pair = ("DISTILLER.TEACHER", TIMM, "DISTILLER.TEACHER_CKPT", teacher)
-    train(run("crossbatch_kd", *pair, "DISTILLER.STUDENT", SMALL))
-    student = str(tmp_path / "p" / "crossbatch_kd" / "student_latest")
-    import timm
+    teacher, result = run("vanilla", "DISTILLER.STUDENT", TIMM)
+    assert result["last_top1"] > 60
+    capsys.readouterr()
+    pair = ("DISTILLER.TEACHER", TIMM, "DISTILLER.TEACHER_CKPT", str(teacher))
+    for cfg in ("kd", "crossbatch_kd"):
+        student, result = run(cfg, *pair, "DISTILLER.STUDENT", QUICK)
+        assert result["last_top1"] > 80, cfg
+        assert "BatchNorm momentum 0.01 raised to 0.1" in capsys.readouterr().out
+    evaluation.main(["-m", QUICK, "-c", str(student), "-d", "digits", "--device", "cpu"])
+    assert f"top-1 {result['last_top1']:.2f}" in capsys.readouterr().out
+    out = ("--format", "state_dict", "torchscript", "--out", str(tmp_path))
+    image = torch.randn(5, 3, 32, 32)
+    for name, ckpt, plain in (
+        (QUICK, student, file_network.quick(10)),
+        (TIMM, teacher, timm.create_model("test_resnet", num_classes=10)),
+    ):
+        export.main(["-m", name, "-c", str(ckpt), "-d", "digits", *out])
+        network = load_teacher("digits", name, 10, str(ckpt))
+        file = tmp_path / f"{name.rpartition(':')[2]}_state_dict.pth"
+        plain.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(plain.eval()(image), network(image)[0])
+        script = torch.jit.load(
+            str(file.with_name(file.name.replace("_state_dict.pth", ".torchscript.pt")))
+        )
+        torch.testing.assert_close(script(image), network(image)[0])
 
-    timm.create_model("test_resnet", num_classes=10).load_state_dict(
-        torch.load(teacher, weights_only=True)["model"]
-    )
-    evaluation.main(["-m", SMALL, "-c", student, "-d", "digits", "--device", "cpu"])
-    result = evaluate_checkpoint(SMALL, student, "digits", 64, root="data", device="cpu")
-    assert f"top-1 {result['top1']:.2f}" in capsys.readouterr().out
-    formats = ["--format", "state_dict", "torchscript"]
-    export.main(["-m", SMALL, "-c", student, "-d", "digits", *formats, "--out", str(tmp_path)])
-    state = torch.load(tmp_path / "small_state_dict.pth", weights_only=True)
-    assert "head.weight" in state and not [k for k in state if k.startswith("net.")]
-    script = torch.jit.load(str(tmp_path / "small.torchscript.pt"))
-    network, image = bare(load_teacher("digits", SMALL, 10, student)), torch.randn(5, 3, 32, 32)
-    torch.testing.assert_close(script(image), network(image))
+
+def test_momentum_is_raised_where_a_run_is_short_for_it(capsys):
+    def momenta(steps, *found):
+        network = nn.Sequential(*(nn.BatchNorm2d(1, momentum=m) for m in found))
+        settle_statistics(network, steps)
+        return [m.momentum for m in network]
+
+    assert momenta(200, 0.01, 0.1, 0.3, None, 0.0) == [0.1, 0.1, 0.3, None, 0.0]
+    assert momenta(1000, 0.01, 0.05) == [0.02, 0.05]
+    assert "momentum 0.01 raised to 0.02; in 1000 steps" in capsys.readouterr().out
+    assert momenta(2000, 0.01) == [0.01]
+    assert momenta(100, 0.1) == [0.1]
+    assert not capsys.readouterr().out.count("1000")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mdistiller.errors import ConfigError
 
@@ -110,11 +112,28 @@ class Foreign(nn.Module):
         seen = _Collector(self.plan)
         hooks = seen.attach(self.net)
         try:
-            answer = self.net(image)
+            with _known_statistics(self.net, self.training and len(image) == 1):
+                answer = self.net(image)
         finally:
             for hook in hooks:
                 hook.remove()
         return logits_of(answer), seen.features()
+
+
+@contextmanager
+def _known_statistics(net: nn.Module, wanted: bool) -> Iterator[None]:
+    """If ``wanted``, BatchNorm layers use their running statistics.
+
+    For a batch of one image, of whose maps of one pixel there are no others.
+    """
+    layers = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training and wanted]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
 
 
 def try_out(net: nn.Module, name: str, size: int) -> tuple[Any, Any]:
