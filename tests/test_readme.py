@@ -1,0 +1,184 @@
+"""README: its commands can be given, its code runs, its numbers are those of the records."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from mdistiller.config import load_cfg
+from mdistiller.distillers import distiller_dict
+from mdistiller.report import load_table
+from mdistiller.report.comparison import Comparison, compare, costs
+from mdistiller.report.numbers import bounds, fixed
+from mdistiller.weighting import READINGS
+
+from .toys import networks
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = [ROOT / "docs" / f"{n}.md" for n in ("install", "first-run", "faq", "own-loop", "own-data")]
+
+
+def section(heading: str) -> str:
+    return README.split(f"## {heading}", 1)[1].split("\n## ", 1)[0]
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of a Markdown table below its rule."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 120
+
+
+def test_commands_can_be_given(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    texts = [README, *(p.read_text(encoding="utf-8") for p in GUIDE if p.exists())]
+    shell = "\n".join(b for t in texts for b in re.findall(r"```sh\n(.*?)```", t, re.DOTALL))
+    shell += "\n" + "\n".join(re.findall(r"`(python [^`]+)`", README))
+    lines = [line.split(" #")[0].strip() for line in shell.replace("\\\n", " ").splitlines()]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    given = 0
+    for line in filter(None, lines):
+        first, *words = shlex.split(line)
+        if first == "make":
+            assert set(words) <= targets, line
+        if first != "python" or not words[0].startswith("tools/") or "$" in line:
+            continue
+        module = import_module(f"mdistiller.commands.{Path(words[0]).stem}")
+        given += 1
+        if not hasattr(module, "parse_arguments"):
+            assert words[1:] == [], line
+            continue
+        args = module.parse_arguments(words[1:])
+        if getattr(args, "cfg", None) and words[0] == "tools/train.py":
+            load_cfg(args.cfg, args.opts)
+    assert given >= 12
+
+
+def test_the_loop_of_ones_own_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", section("In your own loop"), re.DOTALL)
+    assert len(code.splitlines()) <= 13
+    nets = networks()
+
+    class Student(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nets[0]
+
+        def forward(self, image):
+            return self.net(image)[0]
+
+    student, teacher = Student(), nets[1]
+    before = [p.detach().clone() for p in student.parameters()]
+    image, other_image = torch.rand(2, 8, 3, 32, 32)
+    label, other_label = torch.randint(2, (2, 8))
+    known = {
+        "F": F,
+        "student": student,
+        "teacher": lambda x: teacher(x)[0].detach(),
+        "image": image,
+        "other_image": other_image,
+        "label": label,
+        "other_label": other_label,
+        "optimizer": torch.optim.SGD(student.parameters(), lr=0.1),
+        "distillation_loss": F.mse_loss,
+    }
+    exec(compile(code, "README.md", "exec"), known)
+    after = student.parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_methods_are_all_named_and_counted():
+    plain = {name for name in distiller_dict if not name.startswith("CROSSBATCH_")}
+    named = section("What there is")
+    assert {name for name in plain if f"`{name}`" not in named} <= {"MSE"}
+    assert f"\n{len(plain - {'NONE', 'MSE'})} methods" in README and len(READINGS) == 5
+
+
+# ---- the verdicts ----------------------------------------------------------------------------
+
+
+@cache
+def compared(table: str, dataset: str) -> dict[tuple[str, str], Comparison]:
+    results = load_table(table, dataset, records=ROOT / "results")
+    pairs = list(results.compared)
+    if "longer" in results.by_key:
+        pairs.append((results.by_key["ours"], results.by_key["longer"]))
+    return {(c.row.key, c.other.key): c for c in compare(results, pairs, "last")}
+
+
+@cache
+def times(table: str, dataset: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for cost in costs(load_table(table, dataset, records=ROOT / "results")):
+        found.setdefault(cost.row.key, []).append(cost.factor)
+    return found
+
+
+# Behind the rows of README's table, in order: records, the row and what it is compared with.
+SOURCES = [
+    [("grid_a", "glyphs", "kd_crossbatch", "kd")],
+    [("grid_a", "glyphs", "rkd_crossbatch", "rkd")],
+    [("grid_a", "glyphs", f"{method}_crossbatch", method) for method in ("at", "kdsvd", "pkt")],
+    [
+        ("grid_a", "fashion_mnist", "rkd_crossbatch", "rkd"),
+        ("grid_e", "fashion_mnist", "rkd_mean_weights", "rkd"),
+    ],
+    [("grid_d", "glyphs", "period10", "vanilla")],
+    [("grid_d", "glyphs", "ours", "longer")],
+]
+
+
+def test_the_verdicts_are_those_of_the_records():
+    rows = rows_of(section("What the weighting does"))
+    counts = []
+    for (_, claim, cost), sources in zip(rows, SOURCES, strict=False):
+        found = [compared(t, dataset)[row, other] for t, dataset, row, other in sources]
+        numbers = [f"{fixed(c.pooled.mean, sign=True)} {bounds(c.pooled)}" for c in found]
+        assert re.findall(r"[−+][\d.]+ \[[^]]*\]", claim) == numbers
+        first = found[0].pooled
+        word = "better" if first.low > 0 else "worse" if first.high < 0 else "no difference shown"
+        assert claim.lstrip("*").startswith(word), claim
+        counts += [c.pooled.n for c in found]
+        if "times" in cost:
+            factors = [
+                factor
+                for table, dataset, row, _ in sources
+                for factor in times(table, dataset).get(row, [])
+            ]
+            shown = list(dict.fromkeys(f"{pick(factors):.2f}" for pick in (min, max)))
+            assert re.findall(r"\d\.\d\d", cost) == shown, cost
+    assert f"{min(counts)} to {max(counts)} trials" in section("What the weighting does")
+    # What has no row of its own there is said to be open.
+    assert all("not yet tested" in row[1] for row in rows[len(SOURCES) :])
+
+
+def test_the_plot_is_that_of_the_records():
+    for name in ("light", "dark"):
+        drawn = (ROOT / "docs" / "figures" / f"verdict-{name}.svg").read_text(encoding="utf-8")
+        for sources in SOURCES[:4]:
+            for table, dataset, row, other in sources[:3]:
+                if table == "grid_a":
+                    c = compared(table, dataset)[row, other]
+                    words = f"{fixed(c.pooled.mean, sign=True)} {bounds(c.pooled)}"
+                    assert f"row: {other.upper()}: {words}" in drawn
+
+
+def test_speeds_are_those_of_the_performance_page():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    machines = page.split("Machine A:")[1].split("AT:")[0], page.split("Machine B:")[1]
+    variants = [("vanilla", 2), ("vanilla bf16", 2), ("crossbatch", 3), ("period 10", 3)]
+    rows = rows_of(section("Speed"))
+    for (_, *shown), (variant, column) in zip(rows, variants, strict=True):
+        for cell, text in zip(shown, machines, strict=True):
+            line = next(x for x in text.splitlines() if x.startswith(f"| {variant} |"))
+            assert line.strip("|").split("|")[column].strip() == cell
