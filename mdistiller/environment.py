@@ -38,6 +38,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
     yield "C library", " ".join(platform.libc_ver()) or "unknown"
+    yield "torch", torch.__version__
     for name in _PACKAGES:
         yield name, _version(name)
     cpu = processor()

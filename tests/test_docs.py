@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import re
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+import mdistiller
+from mdistiller.commands.report import main as report
 from mdistiller.distillers import distiller_dict
 from mdistiller.engine import trainer_dict
 
@@ -100,3 +104,32 @@ def test_every_method_has_its_row():
     text = (ROOT / "docs" / "methods.md").read_text()
     plain = [n for n in distiller_dict if not n.startswith("CROSSBATCH_")]
     assert [n for n in plain if f"| `{n}` |" not in text] == []
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mdistiller.__version__
+    newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == mdistiller.__version__
+
+
+def test_workflows_call_targets_that_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    called = set()
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text())["jobs"].values()
+        for job in jobs:
+            rows = job.get("strategy", {}).get("matrix", {}).get("include", [{}])
+            for row, step in itertools.product(rows, job["steps"]):
+                run = step.get("run", "").replace("${{ matrix.target }}", row.get("target", ""))
+                called |= set(re.findall(r"^make ([\w-]+)", run, re.MULTILINE))
+    assert {"test", "docs", "test-slow"} <= called <= targets
+
+
+def test_the_environment_is_told_in_one_paste(capsys):
+    report(["env"])
+    told = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert told["mdistiller"] == mdistiller.__version__ and told["torch"] == torch.__version__
+    assert {"python", "processor", "cores", "CUDA of torch", "SOLVER.DEVICE auto"} <= told.keys()
+    (form,) = (ROOT / ".github" / "ISSUE_TEMPLATE").glob("fault.yml")
+    assert "tools/report.py env" in form.read_text()
