@@ -14,7 +14,6 @@ import mdistiller
 from .device import processor, resolve_device
 
 _PACKAGES = (
-    "torch",
     "torchvision",
     "numpy",
     "torchjd",

@@ -101,7 +101,7 @@ def test_methods_are_all_named_and_counted():
     plain = {name for name in distiller_dict if not name.startswith("CROSSBATCH_")}
     named = section("What there is")
     assert {name for name in plain if f"`{name}`" not in named} <= {"MSE"}
-    assert f"\n{len(plain - {'NONE', 'MSE'})} methods" in README and len(READINGS) == 5
+    assert f" {len(plain - {'NONE', 'MSE'})} methods," in README and len(READINGS) == 5
 
 
 # ---- the verdicts ----------------------------------------------------------------------------
