@@ -11,9 +11,8 @@ import _common as common
 import torch
 
 from mdistiller.engine import BaseTrainer, Batch, StepResult
-from mdistiller.engine.epoch import measure
-from mdistiller.engine.meters import DeviceMeter, accuracy
-from mdistiller.engine.runtime.finite import FiniteWatch
+from mdistiller.engine.epoch import EpochState
+from mdistiller.engine.meters import accuracy
 from mdistiller.experiments.fleet.clock import SharedTime
 from mdistiller.experiments.fleet.sharing import Shared
 from mdistiller.seeding import global_state, set_global_state
@@ -56,17 +55,12 @@ class TrainerStep:
 
     def __init__(self, trainer: BaseTrainer) -> None:
         self.trainer = trainer
-        self.meter, self.diagnostics, self.watch = DeviceMeter(), DeviceMeter(), FiniteWatch()
+        self.sums = EpochState()
         self.batches = _epochs(trainer)
-        self.steps = 0
 
     def __call__(self) -> None:
         batch = next(self.batches)
-        result = self.trainer.step(batch, 1)
-        self.steps += 1
-        self.meter.update(measure(result, batch.target), len(batch.target))
-        self.diagnostics.update(result.diagnostics)
-        self.watch.update({**result.losses, **result.gradients}, self.steps)
+        self.sums.add(self.trainer.step(batch, 1), batch)
 
 
 class LoopStep:
@@ -97,7 +91,7 @@ class FleetStep:
     """A step of the next student of several that share batches and teacher (engine/fleet.py)."""
 
     def __init__(self, trainers: list[BaseTrainer]) -> None:
-        self.shared = Shared(SharedTime(len(trainers)).shared)
+        self.shared = Shared(SharedTime().shared)
         for trainer in trainers:
             self.shared.add_streams(trainer)
             assert self.shared.add_teacher(trainer.distiller)

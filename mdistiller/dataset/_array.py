@@ -133,6 +133,7 @@ class ArrayLoader(Loader):
         self.device = device
         self.mean, self.std = tuple(recipe.mean), tuple(recipe.std)
         self._flip = recipe.flip
+        self._shape = dataset.images.shape[1:]
         self._pixels = dataset.padded.to(device).flatten()
         self._targets = dataset.targets.to(device)
         self._windows = _windows(dataset).to(device)
@@ -149,21 +150,27 @@ class ArrayLoader(Loader):
         order = order.to(self.device)
         for batch in [self._rows(number) for number in range(start_batch, len(self))]:
             index = order[batch]
-            image = self._normalised(self._cropped(batch, *crops))
             target = self._targets.index_select(0, index)
-            if not self.strong:
-                yield image, target, index
-                continue
-            second = augment(self._cropped(batch, *strong_crops), strong[batch])
-            yield image, target, index, self._normalised(second)
+            if self.strong:
+                second = self._view(batch, strong_crops, strong[batch])
+                yield self._view(batch, crops), target, index, second
+            else:
+                yield self._view(batch, crops), target, index
 
-    def _cropped(self, batch: slice, corner: Tensor, flip: Tensor) -> Tensor:
-        """The crops [B, 3, H, W] uint8 of the images at ``batch`` in the order of an epoch."""
+    def _view(
+        self, batch: slice, crops: tuple[Tensor, Tensor], strong: Draw | None = None
+    ) -> Tensor:
+        """The images [B, 3, H, W] at ``batch`` in the order of an epoch: cut out, normalised.
+
+        Args:
+            crops: of :meth:`_draw`.
+            strong: how they are augmented in between.
+        """
+        corner, flip = crops
         window = self._windows.index_select(0, flip[batch]).add_(corner[batch, None])
-        pixels = self._pixels.index_select(0, window.flatten())
-        return pixels.view(-1, *self.dataset.images.shape[1:])
-
-    def _normalised(self, image: Tensor) -> Tensor:
+        image = self._pixels.index_select(0, window.flatten()).view(-1, *self._shape)
+        if strong is not None:
+            image = augment(image, strong)
         return image.float().mul_(self._scale).add_(self._shift)
 
     def _draw(self, epoch: int, order: Tensor, view: str = "") -> tuple[Tensor, Tensor]:

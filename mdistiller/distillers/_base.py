@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mdistiller.config import Config, Settings
 from mdistiller.errors import ConfigError
 from mdistiller.models import Foreign
+from mdistiller.weighting import frozen_statistics
 
 from .LSKD import standardize
 
@@ -86,7 +87,9 @@ class Distiller(nn.Module):
         self.standardized = cfg is not None and bool(cfg.DISTILLER.LOGIT_STANDARDIZATION)
         if cfg is not None:
             self._check_standardization(cfg)
-        self.label_smoothing = 0.0 if cfg is None else float(cfg.SOLVER.LABEL_SMOOTHING)
+        smoothing = 0.0 if cfg is None else float(cfg.SOLVER.LABEL_SMOOTHING)
+        # Mean cross-entropy of logits [B, C] with class labels [B].
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
     def train(self, mode: bool = True) -> Distiller:
         """Switch the mode of everything but the teacher, which stays in eval mode."""
@@ -94,10 +97,6 @@ class Distiller(nn.Module):
         if self.teacher is not None:
             self.teacher.eval()
         return self
-
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of ``logits`` [B, C] with the labels ``target`` [B]."""
-        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     @property
     def own_teacher(self) -> nn.Module:
@@ -157,6 +156,23 @@ class Distiller(nn.Module):
                 raise ValueError(f"{type(self).__name__} returns none of its {kind}")
             sums.append(sum(present[1:], present[0]))
         return sums[0], sums[1]
+
+    def reference_loss(self, image: Tensor, target: Tensor) -> Tensor:
+        """Plain cross-entropy of the student on the auxiliary batch, without a loss weight.
+
+        BatchNorm normalises by the auxiliary batch's statistics, as it would in training, but
+        neither its running statistics nor any other buffer changes.
+
+        Args:
+            image: [B, 3, H, W].
+            target: class labels [B].
+
+        Returns:
+            Scalar, with a graph to the student's parameters.
+        """
+        with frozen_statistics(self.student):
+            logits, _ = self.student(image)
+        return F.cross_entropy(logits, target)
 
     def forward_test(self, image: Tensor) -> Tensor:
         """The student's logits [B, C]."""

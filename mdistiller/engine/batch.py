@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,8 @@ class Batch:
             nothing.
         strong: the images under strong augmentation [B, 3, H, W] (DATASET.STRONG_VIEW).
         step: number of the step in the whole run, from 0.
-        fraction: this process's part of the images of all processes; 0 for a stand-in.
+        fraction: this process's part of the images of all processes; 0 for a stand-in. A mean
+            over these images, times this, is its part of the mean over those of all processes.
         auxiliary: a second batch (its image, target and fraction), where the step uses one.
     """
 
@@ -43,16 +44,10 @@ class Batch:
     index: Tensor | None = None
     contrastive_index: Tensor | None = None
     strong: Tensor | None = None
+    _: KW_ONLY
     step: int = 0
     fraction: float = 1.0
     auxiliary: Batch | None = None
-
-    @classmethod
-    def of(cls, tensors: tuple[Tensor, ...], step: int, fraction: float) -> Batch:
-        """A step's batch from what a loader has yielded."""
-        image, target, *more = tensors
-        index, contrastive_index, strong = [*more, None, None, None][: max(3, len(more))]
-        return cls(image, target, index, contrastive_index, strong, step, fraction)
 
     def inputs(self, epoch: int) -> dict[str, Any]:
         """A distiller's keyword arguments: what there is of this batch, and the epoch."""
@@ -64,10 +59,6 @@ class Batch:
         if self.strong is not None:
             found["strong"] = self.strong
         return found
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """A mean over these images, as its part of the mean over those of all processes."""
-        return loss if self.fraction == 1 else loss * self.fraction
 
 
 @dataclass

@@ -47,7 +47,11 @@ class EpochState:
         images = len(batch.target) if batch.fraction else 0
         self.steps += 1
         self.images += images
-        self.metrics.update(measure(result, batch.target), images)
+        top1, top5 = accuracy(result.logits.detach(), batch.target, topk=(1, 5))
+        losses = {f"train_{name}": loss.detach().mean() for name, loss in result.losses.items()}
+        first, *others = losses.values()
+        metrics = {"train_loss": sum(others, first), "train_acc": top1, "train_acc_top5": top5}
+        self.metrics.update(metrics | losses, images)
         self.diagnostics.update(result.diagnostics)
         self.window.update(result.diagnostics)
         self.finite.update({**result.losses, **result.gradients}, self.steps)
@@ -76,16 +80,3 @@ class EpochState:
         for name in self._METERS:
             getattr(self, name).load_state_dict(state[name])
         self._weights = list(state["weights"]) if "weights" in state else []
-
-
-def measure(result: StepResult, target: Tensor) -> dict[str, Tensor]:
-    """Losses and accuracies (percent) of one step, by their names in ``metrics.jsonl``."""
-    top1, top5 = accuracy(result.logits.detach(), target, topk=(1, 5))
-    losses = {name: loss.detach().mean() for name, loss in result.losses.items()}
-    first, *others = losses.values()
-    return {
-        "train_loss": sum(others, first),
-        "train_acc": top1,
-        "train_acc_top5": top5,
-        **{f"train_{name}": loss for name, loss in losses.items()},
-    }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 from mdistiller.errors import CheckpointError, InterruptedRun, explained
@@ -16,7 +18,6 @@ from .rundir.folder import open_folder
 from .rundir.progress import Progress
 from .rundir.records import NoRecord, RunRecord, read_metrics
 from .rundir.result import run_result
-from .runtime.clock import Clock
 from .runtime.precision import uses_bf16
 from .runtime.signals import StopDuringValidation, StopRequest
 
@@ -34,15 +35,20 @@ class Loop:
         trainer: whose ``batches`` and ``step`` are the steps.
         stop: the signals that end the run; a fleet's members have one together.
         clock: tells the seconds that the run takes.
+        fleet: how many trainings share this process.
     """
 
     def __init__(
-        self, trainer: Trainable, stop: StopRequest | None = None, clock: Clock | None = None
+        self,
+        trainer: Trainable,
+        stop: StopRequest | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        fleet: int = 1,
     ) -> None:
         self._trainer = trainer
         self._world = trainer.world
         self._stop = stop or StopRequest()
-        self._clock = clock or Clock()
+        self._clock, self._fleet = clock, fleet
 
     def train(self, resume: bool = False, allow_changes: bool = False) -> dict[str, Any]:
         """Train up to ``cfg.SOLVER.EPOCHS`` and return what ``result.json`` says.
@@ -74,31 +80,8 @@ class Loop:
 
         Closing the generator ends the run without saving it.
         """
-        trainer, lock = self._trainer, None
-        try:
-            with self._world.fail_together():
-                if self._world.is_writer:
-                    lock = open_folder(trainer.log_path, keep=resume)
-            with self._world.fail_together():
-                self._checkpoints = Checkpoints(trainer, self._clock)
-                done, state = 0, EpochState()
-                if resume:
-                    done, state = self._checkpoints.load(allow_changes)
-            with self._stop:
-                return (yield from self._epochs(done, state))
-        finally:
-            if lock:
-                lock.release()
-
-    def _epochs(self, done: int, state: EpochState) -> Generator[Position, None, dict[str, Any]]:
-        trainer, kind = self._trainer, RunRecord if self._world.is_writer else NoRecord
-        last = trainer.cfg.SOLVER.EPOCHS
-        with self._world.fail_together():
-            self._record = kind(trainer.log_path, trainer.cfg, done, self._checkpoints.entry)
-        self._length = len(trainer.train_loader)
-        self._progress = Progress(last, self._length, first_epoch=done + 1)
-        try:
-            for epoch in range(done + 1, last + 1):
+        with self._opened(resume, allow_changes) as (done, state):
+            for epoch in range(done + 1, self._trainer.cfg.SOLVER.EPOCHS + 1):
                 entry = yield from self._epoch(epoch, state)
                 with self._world.fail_together():
                     self._record.epoch(entry, state.step_weights())
@@ -109,14 +92,37 @@ class Loop:
             with self._world.fail_together():
                 self._record.finish(result)
             return result
-        except KeyboardInterrupt:
-            raise InterruptedRun(
-                f"interrupted twice, so nothing was saved now; {trainer.log_path} has the latest "
-                "checkpoint, from which --resume continues"
-            ) from None
-        finally:
-            self._progress.close()
-            self._record.close()
+
+    @contextmanager
+    def _opened(self, resume: bool, allow_changes: bool) -> Iterator[tuple[int, EpochState]]:
+        """Inside, the run's folder and the signals are this training's.
+
+        Gives the number of complete epochs and what is done of the next one.
+        """
+        trainer, kind = self._trainer, RunRecord if self._world.is_writer else NoRecord
+        with ExitStack() as opened:
+            with self._world.fail_together():
+                if self._world.is_writer:
+                    opened.callback(open_folder(trainer.log_path, keep=resume).release)
+            with self._world.fail_together():
+                self._checkpoints = Checkpoints(trainer, self._clock)
+                done, state = 0, EpochState()
+                if resume:
+                    done, state = self._checkpoints.load(allow_changes)
+            opened.enter_context(self._stop)
+            with self._world.fail_together():
+                self._record = kind(trainer.log_path, trainer.cfg, done, self._checkpoints.entry)
+            opened.callback(self._record.close)
+            self._length = len(trainer.train_loader)
+            self._progress = Progress(trainer.cfg.SOLVER.EPOCHS, self._length, first_epoch=done + 1)
+            opened.callback(self._progress.close)
+            try:
+                yield done, state
+            except KeyboardInterrupt:
+                raise InterruptedRun(
+                    f"interrupted twice, so nothing was saved now; {trainer.log_path} has the "
+                    "latest checkpoint, from which --resume continues"
+                ) from None
 
     def _epoch(self, epoch: int, state: EpochState) -> Generator[Position, None, dict[str, Any]]:
         """The rest of a pass over the training set, and one over the validation set."""
@@ -193,8 +199,8 @@ class Loop:
             "seconds": state.seconds,
             "images_per_second": sum(self._world.gather(state.images)) / state.seconds,
         }
-        if self._clock.fleet > 1:
-            entry["fleet"] = self._clock.fleet
+        if self._fleet > 1:
+            entry["fleet"] = self._fleet
         if means := state.diagnostics.averages():
             entry[self._trainer.diagnostics_name] = means
         return entry

@@ -10,30 +10,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Norms:
-    """Norms of g_ce, g_kd and G, and their inverses [3], which are 0 for 0."""
+    """Norms of g_ce, g_kd and G, their inverses [3], which are 0 for 0, and their cosines."""
 
     ce: Tensor
     kd: Tensor
     ref: Tensor
     inverse: Tensor
-
-    @property
-    def pair(self) -> Tensor:
-        return torch.stack([self.ce, self.kd])
-
-    def cosines(self, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_12, c_ce and c_kd of a Gramian with these norms."""
-        cosines = (g * self.inverse[:, None] * self.inverse).clamp(-1.0, 1.0)
-        _, c_12, c_ce, _, _, c_kd = cosines.view(9)[:6].unbind()
-        return c_12, c_ce, c_kd
+    c_ce: Tensor
+    c_kd: Tensor
+    c_12: Tensor
 
     @classmethod
-    def of(cls, squared: Tensor) -> Norms:
-        squared = squared.clamp_min(0)
+    def of(cls, gramian: Tensor) -> Norms:
+        # Whole vectors and matrices where it can be: a step waits for every one of these calls.
+        squared = gramian.diagonal().clamp_min(0)
         norms = squared.sqrt()
-        smallest = torch.finfo(squared.dtype).tiny
+        inverse = norms / squared.clamp_min(torch.finfo(squared.dtype).tiny)
+        cosines = (gramian * inverse[:, None] * inverse).clamp(-1.0, 1.0)
         ce, kd, ref = norms.unbind()
-        return cls(ce, kd, ref, norms / squared.clamp_min(smallest))
+        _, c_12, c_ce, _, _, c_kd = cosines.view(9)[:6].unbind()
+        return cls(ce, kd, ref, inverse, c_ce, c_kd, c_12)
 
     def without_zero_gradients(self, w_ce: Tensor) -> Tensor:
         """Give all the weight to the other loss where one gradient is zero."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .crossbatch import CrossBatchWeighting
-from .gramian import gramian
+from .gramian import combine, gramian
 from .rows import Exchange, Rows
 from .weights import CrossBatchWeights
 
@@ -83,20 +83,8 @@ def cross_batch_backward(
     if scale is not None:
         supervised, distillation = supervised * scale, distillation * scale
     try:
-        if accumulate:
-            take(rows, (supervised, distillation), retain_graph, add=part.begun)
-            part.begun = True
-            return None
-        solved, _ = weigh(
-            rows,
-            weighting,
-            (supervised, distillation),
-            exchange=None if process_group is None else _Average(process_group),
-            exchanged=2 if reference is None else 3,
-            retain_graph=retain_graph,
-            add=part.begun,
-            scale=scale,
-        )
+        rows.write(CE, supervised, retain_graph=True, add=part.begun)
+        rows.write(KD, distillation, retain_graph=retain_graph, add=part.begun)
     except RuntimeError as error:
         if "donated buffer" not in str(error):
             raise
@@ -104,53 +92,50 @@ def cross_batch_backward(
             "torch.compile has given the graph's memory away after one backward pass, and two are "
             "needed; set torch._functorch.config.donated_buffer = False before compiling"
         ) from error
-    part.begun = False
+    part.begun = accumulate
+    if accumulate:
+        return None
+    solved, _ = weigh(
+        rows,
+        weighting,
+        exchange=None if process_group is None else _Average(process_group),
+        exchanged=2 if reference is None else 3,
+        scale=scale,
+    )
     return solved
-
-
-def take(
-    rows: Rows, losses: tuple[Tensor, Tensor], retain_graph: bool = False, add: bool = False
-) -> None:
-    """The gradients of the supervised and the distillation loss into their rows."""
-    rows.write(CE, losses[0], retain_graph=True, add=add)
-    rows.write(KD, losses[1], retain_graph=retain_graph, add=add)
 
 
 def weigh(
     rows: Rows,
     weighting: CrossBatchWeighting,
-    losses: tuple[Tensor, Tensor],
     *,
     exchange: Exchange | None = None,
     exchanged: int = 3,
     same: bool = False,
-    retain_graph: bool = False,
-    add: bool = False,
     scale: Tensor | None = None,
 ) -> tuple[CrossBatchWeights, Tensor]:
-    """From the losses to the weighted gradient in ``.grad``; the reference's row is written.
+    """From the losses' gradients in their rows to the weighted gradient in ``.grad``.
 
     Args:
-        exchange: the processes of this training.
+        exchange: the processes of this training, if there are several.
         exchanged: how many rows they have parts of.
         same: the supervised gradient of this batch is the reference.
-        add: to the gradients that are in the rows.
         scale: of the losses and the reference, which the weights must not depend on.
 
     Returns:
         The weights, and the gradients' inner products [3, 3].
     """
-    take(rows, losses, retain_graph, add)
     if weighting.theta == "shared" and rows.kept is None:
         _keep_shared(rows, weighting)
-    rows.reduce(exchange, exchanged)
+    if exchange is not None:
+        rows.reduce(exchange, exchanged)
     if same:
         rows.buffer[REF].copy_(rows.buffer[CE])
     products = gramian(rows.buffer)
     if scale is not None:
         products = products / scale.to(products.dtype) ** 2
     solved = weighting(products)
-    rows.apply(torch.stack([solved.ce, solved.kd]))
+    rows.apply(combine(rows.buffer[:2], torch.stack([solved.ce, solved.kd])), (CE, KD))
     return solved, products
 
 

@@ -130,17 +130,14 @@ class CrossBatchWeighting:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; another reading's average is left out."""
         average = state["average"]
-        if average is not None and average.shape != ((3, 3) if self._of_gramian else (3,)):
+        # The regression's is of the Gramian, any other of the cosines.
+        wanted = (3, 3) if self.reading == "regression" else (3,)
+        if average is not None and average.shape != wanted:
             average = None
         self._average = average
         self._steps = 0 if average is None else state["steps"]
         # Checkpoints of earlier versions do not have it.
         self.shared = state.get("shared") if self.theta == "shared" else None
-
-    @property
-    def _of_gramian(self) -> bool:
-        """Whether the moving average is that of the Gramian, else of the cosines."""
-        return self.reading == "regression"
 
     def __call__(self, gramian: Tensor) -> CrossBatchWeights:
         """Solve one step.
@@ -161,37 +158,33 @@ class CrossBatchWeighting:
                 f"not {gramian.dtype} {tuple(gramian.shape)}"
             )
         g = gramian.detach().to(solve_dtype(gramian.device))
-        # Whole vectors and matrices where it can be: a step waits for every one of these calls.
-        norms = Norms.of(g.diagonal())
-        c_12, c_ce, c_kd = norms.cosines(g)
-        if self._of_gramian:
-            w_ce = self._regression(norms, g)
-        else:
-            w_ce = self._solve(norms, c_ce, c_kd, c_12)
+        norms = Norms.of(g)
+        w_ce = self._regression(norms, g) if self.reading == "regression" else self._solve(norms)
         w_kd = 1 - w_ce
         if self.step != "paper":
             solution = self._of_length
         else:
             solution = self._stabilized if self.stabilize else self._unstabilized
-        ce, kd, lam = solution(norms, c_12, w_ce, w_kd)
-        return CrossBatchWeights.in_dtype(
-            gramian.dtype,
+        ce, kd, lam = solution(norms, w_ce, w_kd)
+        weights = CrossBatchWeights(
             ce=ce,
             kd=kd,
             w_ce=w_ce,
             w_kd=w_kd,
-            c_ce=c_ce,
-            c_kd=c_kd,
-            c_12=c_12,
+            c_ce=norms.c_ce,
+            c_kd=norms.c_kd,
+            c_12=norms.c_12,
             norm_ce=norms.ce,
             norm_kd=norms.kd,
             norm_ref=norms.ref,
             lam=lam,
-            conflict=(c_12 < 0).to(g.dtype),
+            conflict=(norms.c_12 < 0).to(g.dtype),
         )
+        return weights if gramian.dtype == g.dtype else weights.rounded_to(gramian.dtype)
 
-    def _solve(self, norms: Norms, c_ce: Tensor, c_kd: Tensor, c_12: Tensor) -> Tensor:
+    def _solve(self, norms: Norms) -> Tensor:
         """The quadratic program's weight of the supervised loss."""
+        c_ce, c_kd, c_12 = norms.c_ce, norms.c_kd, norms.c_12
         if self.ema:
             c_ce, c_kd, c_12 = self._smoothed(torch.stack([c_ce, c_kd, c_12])).unbind()
         if self.reading == "printed":
@@ -204,11 +197,12 @@ class CrossBatchWeighting:
     def _regression(self, norms: Norms, g: Tensor) -> Tensor:
         """The share of this step's g_ce / |g_ce| in the direction that the average asks for."""
         average = self._smoothed(g)
-        usual = Norms.of(average.diagonal())
-        c_12, c_ce, c_kd = usual.cosines(average)
-        t = READINGS["regression"](c_ce, c_kd, c_12, self.ridge)
+        usual = Norms.of(average)
+        t = READINGS["regression"](usual.c_ce, usual.c_kd, usual.c_12, self.ridge)
         # The weights are those of g_i / s_i, and |g_i| of this step is not s_i.
-        ce, kd = (torch.stack([t, 1 - t]) * norms.pair * usual.inverse[:2]).unbind()
+        ce, kd = (
+            torch.stack([t, 1 - t]) * torch.stack([norms.ce, norms.kd]) * usual.inverse[:2]
+        ).unbind()
         total = ce + kd
         share = (ce / total.masked_fill(total == 0, 1.0)).masked_fill(total == 0, 0.5)
         return norms.without_zero_gradients(share)
@@ -225,27 +219,25 @@ class CrossBatchWeighting:
         self._steps += 1
         return self._average / (1 - self.ema**self._steps)
 
-    def _direction(
-        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _direction(self, norms: Norms, w_ce: Tensor, w_kd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients [2] of g_ce and g_kd in g_w (up to scale), |g_w| at that scale, |2 g0|."""
         if self.reading == "printed":
-            w_ce = norms.without_zero_gradients(READINGS["printed"](c_12, c_12, c_12, 0.0))
+            w_ce = norms.without_zero_gradients(READINGS["printed"](norms.c_ce, norms.c_kd, norms.c_12, 0.0))
             w_kd = 1 - w_ce
         pairs = torch.stack([w_ce, w_kd, norms.ce, norms.kd]).view(2, 2)
         # |x u + y v|^2 of unit vectors u, v with cosine c, for both pairs at once; not as
         # x^2 + y^2 + 2 x y c, which cancels for opposite ones, and so that no term is negative.
         x, y = pairs.unbind(1)
         gap = x - y
-        squared = torch.addcmul(gap * gap, x * y, 1 + c_12, value=2)
+        squared = torch.addcmul(gap * gap, x * y, 1 + norms.c_12, value=2)
         length, twice_g0 = squared.sqrt().unbind()
         return pairs[0] * norms.inverse[:2], length, twice_g0
 
     def _stabilized(
-        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+        self, norms: Norms, w_ce: Tensor, w_kd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 10-11: A, B and lambda."""
-        direction, length, twice_g0 = self._direction(norms, c_12, w_ce, w_kd)
+        direction, length, twice_g0 = self._direction(norms, w_ce, w_kd)
         correction = direction * (twice_g0 * (self.alpha / 2) * inverse_above(length, _VANISHED))
         # Eq. 9 makes the preferred loss's coefficient in g_w 1, so its share is lambda.
         lam = correction[0 if self.prefer == "ce" else 1]
@@ -255,16 +247,14 @@ class CrossBatchWeighting:
         ce, kd = both.unbind()
         return ce, kd, lam
 
-    def _of_length(
-        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_length(self, norms: Norms, w_ce: Tensor, w_kd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Along g_w with the length of STEP plain or supervised; lambda is 0."""
-        direction, length, plain = self._direction(norms, c_12, w_ce, w_kd)
+        direction, length, plain = self._direction(norms, w_ce, w_kd)
         wanted = plain
         if self.step == "supervised":
             # Of a single gradient that is not zero, its own length.
             one_alone = (norms.ce == 0) | (norms.kd == 0)
-            wanted = torch.where(one_alone, plain, norms.ce * (2 + 2 * c_12).sqrt())
+            wanted = torch.where(one_alone, plain, norms.ce * (2 + 2 * norms.c_12).sqrt())
         both = direction * (wanted * inverse_above(length, _VANISHED))
         if self.step == "plain":
             # Unit gradients that cancel have no direction but that of the plain gradient.
@@ -273,10 +263,10 @@ class CrossBatchWeighting:
         return ce, kd, torch.zeros_like(w_ce)
 
     def _unstabilized(
-        self, norms: Norms, c_12: Tensor, w_ce: Tensor, w_kd: Tensor
+        self, norms: Norms, w_ce: Tensor, w_kd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 9: the preferred loss has weight 1, the other one its clipped ratio; lambda is 0."""
-        direction, length, _ = self._direction(norms, c_12, w_ce, w_kd)
+        direction, length, _ = self._direction(norms, w_ce, w_kd)
         a, b = direction.unbind()
         fixed, free = (a, b) if self.prefer == "ce" else (b, a)
         one = torch.ones_like(fixed)

@@ -15,10 +15,6 @@ from torch.nn.functional import hardshrink
 _PARALLEL = 1e-12
 
 
-def _clip(t: Tensor) -> Tensor:
-    return t.clamp(0.0, 1.0)
-
-
 def _ratio(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
     """Quotient, or ``otherwise`` where the denominator is 0; no branch, so no host read."""
     zero = denominator == 0
@@ -38,13 +34,13 @@ def inverse_above(x: Tensor, limit: float) -> Tensor:
 def orthogonal(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
     """argmin of (w_ce c_ce + w_kd c_kd)^2 + ridge |w - (1/2, 1/2)|^2 (Eq. 5-6)."""
     d = c_ce - c_kd
-    return _clip(_ratio(ridge - d * c_kd, d * d + 2 * ridge, otherwise=0.5))
+    return _ratio(ridge - d * c_kd, d * d + 2 * ridge, otherwise=0.5).clamp(0.0, 1.0)
 
 
 def align(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
     """argmin of the distance of w_ce u_ce + w_kd u_kd to the unit reference, u unit gradients."""
     inverse_gap = inverse_above(1 - c_12, _PARALLEL)
-    return _clip(0.5 + (c_ce - c_kd) * inverse_gap * 0.5)
+    return (0.5 + (c_ce - c_kd) * inverse_gap * 0.5).clamp(0.0, 1.0)
 
 
 def cone(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
@@ -57,7 +53,7 @@ def cone(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:
     same = (1 - c_12 <= _PARALLEL) | ((c_ce == 0) & (c_kd == 0))
     vertex = torch.where(same, torch.full_like(p, 0.5), vertex)
     share = _ratio(p, p + q, otherwise=0.5)
-    return torch.where(inside & ~same, _clip(share), vertex)
+    return torch.where(inside & ~same, share.clamp(0.0, 1.0), vertex)
 
 
 def printed(c_ce: Tensor, c_kd: Tensor, c_12: Tensor, ridge: float) -> Tensor:

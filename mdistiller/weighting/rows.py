@@ -8,8 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .gramian import combine
-
 
 class Exchange(Protocol):
     """Processes that each see a part of the batch.
@@ -124,42 +122,35 @@ class Rows:
         self.theta = [self.theta[i] for i in stay]
         self._sizes = [p.numel() for p in self.theta]
 
-    def reduce(self, exchange: Exchange | None, count: int) -> None:
+    def reduce(self, exchange: Exchange, count: int) -> None:
         """Sum the first ``count`` rows over the processes of ``exchange``, all at once.
 
         So the inner products are those of the whole batch's gradients, in every process.
         """
-        if exchange is None or exchange.size == 1:
-            return
         exchange.sum_([self.buffer[:count]])
         exchange.sum_([g for row in self._extra[:count] for g in row if g is not None])
 
-    def apply(self, weights: Tensor, rows: Sequence[int] | None = None) -> None:
-        """Add the weighted sum of rows to the parameters' ``grad``.
+    def apply(self, update: Tensor, used: Sequence[int]) -> None:
+        """Add ``update`` [P] to the parameters' ``grad``, as a backward pass would.
 
         Args:
-            weights: [n], one per row used; the extra parameters get the unweighted sum.
-            rows: the n rows used; None stands for the first n.
+            update: what is made of the rows ``used``.
+            used: also those whose sum, unweighted, the extra parameters get.
         """
-        used = list(range(len(weights))) if rows is None else list(rows)
-        chosen = self.buffer[: len(used)] if rows is None else self.buffer[used]
-        self._add(combine(chosen, weights), used)
-
-    def apply_update(self, update: Tensor) -> None:
-        """Add ``update`` [P], made of all rows, to the parameters' ``grad``.
-
-        As :meth:`apply`, for a combination of the rows that is no weighted sum.
-        """
-        self._add(update, range(len(self.buffer)))
-
-    def _add(self, update: Tensor, used: Sequence[int]) -> None:
         reached = [any(flags) for flags in zip(*(self._reached[r] for r in used), strict=True)]
-        for p, part, hit in zip(self.theta, self.views(update), reached, strict=True):
-            # As in a vanilla step, what no loss reaches gets no gradient and no weight decay.
-            if hit:
-                add_gradient(p, part)
-        for p, *parts in zip(self.extra, *(self._extra[r] for r in used), strict=True):
-            add_gradient(p, sum_of(parts))
+        # As in a vanilla step, what no loss reaches gets no gradient and no weight decay.
+        parts = [
+            part if hit else None for part, hit in zip(self.views(update), reached, strict=True)
+        ]
+        of_extra = [sum_of(parts) for parts in zip(*(self._extra[r] for r in used), strict=True)]
+        parameters = [*self.theta, *self.extra]
+        for parameter, gradient in zip(parameters, [*parts, *of_extra], strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parts of a flat vector [P] in the shapes and memory formats of theta."""
@@ -174,31 +165,15 @@ class Rows:
 
         Exact by linearity: the gradient of the weighted sum is the weighted sum of the gradients.
         """
-        of_extra = None
         if self.extra:
             # The extra modules come last in the graph, so this pass is short.
-            of_extra = torch.autograd.grad(
-                sum(losses[1:], losses[0]), self.extra, retain_graph=True, allow_unused=True
-            )
+            total = sum(losses[1:], losses[0])
+            torch.autograd.backward(total, inputs=self.extra, retain_graph=True)
         terms = [w.to(loss.dtype) * loss for w, loss in zip(weights, losses, strict=True)]
-        total = sum(terms[1:], terms[0])
-        torch.autograd.backward(total, inputs=self.theta)
-        if of_extra is not None:
-            for p, gradient in zip(self.extra, of_extra, strict=True):
-                add_gradient(p, gradient)
+        torch.autograd.backward(sum(terms[1:], terms[0]), inputs=self.theta)
 
 
 def sum_of(gradients: Iterable[Tensor | None]) -> Tensor | None:
     """The sum of those that are there; None if none is."""
     present = [gradient for gradient in gradients if gradient is not None]
     return sum(present[1:], present[0]) if present else None
-
-
-def add_gradient(parameter: Tensor, gradient: Tensor | None) -> None:
-    """Add ``gradient`` to ``parameter.grad``, as a backward pass would."""
-    if gradient is None:
-        return
-    if parameter.grad is None:
-        parameter.grad = gradient
-    else:
-        parameter.grad.add_(gradient)

@@ -40,11 +40,8 @@ class CrossBatchWeights:
         """Everything by name, ``ce`` and ``kd`` (the weights A and B) included."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    @classmethod
-    def in_dtype(cls, dtype: torch.dtype, **values: Tensor) -> CrossBatchWeights:
-        """The same, rounded to ``dtype`` and kept within its finite range."""
-        if dtype == values["ce"].dtype:
-            return cls(**values)
+    def rounded_to(self, dtype: torch.dtype) -> CrossBatchWeights:
+        """The same in ``dtype``, kept within its finite range."""
         limit = torch.finfo(dtype).max
-        limited = torch.stack(list(values.values())).clamp(-limit, limit).to(dtype)
-        return cls(**dict(zip(values, limited.unbind(), strict=True)))
+        values = torch.stack(list(self.diagnostics.values()))
+        return CrossBatchWeights(*values.clamp(-limit, limit).to(dtype).unbind())

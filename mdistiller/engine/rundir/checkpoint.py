@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from mdistiller.console import say
 from mdistiller.engine.batch import Trainable
 from mdistiller.engine.epoch import EpochState
 from mdistiller.engine.meters import DeviceMeter
-from mdistiller.engine.runtime.clock import Clock
 from mdistiller.errors import CheckpointError
 from mdistiller.models.checkpoints import read_checkpoint
 from mdistiller.seeding import global_state, set_global_state
@@ -53,7 +53,7 @@ class Checkpoints:
         teacher: see :func:`~mdistiller.engine.rundir.resume.teacher_reference`.
     """
 
-    def __init__(self, trainer: Trainable, clock: Clock) -> None:
+    def __init__(self, trainer: Trainable, clock: Callable[[], float]) -> None:
         self._trainer, self._clock = trainer, clock
         self.teacher = teacher_reference(trainer.cfg, trainer.distiller.teacher)
         self.best = (-1.0, 0)

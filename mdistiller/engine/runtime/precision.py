@@ -211,8 +211,8 @@ class FrozenTeacher:
         self.fold = fold
         self.bf16 = bf16
         self.compiled = compiled
-        self._copy: nn.Module | None = None
-        self._compiled_copy: Callable[[Tensor], Any] | None = None
+        self._copy: Callable[[Tensor], Any] = teacher
+        self._compiled: Callable[[Tensor], Any] = teacher
         self._compiled_shape: torch.Size | None = None
         self._made_from: list[tuple[int, int]] = []
 
@@ -220,26 +220,21 @@ class FrozenTeacher:
         """(logits [B, C], features) of ``image`` [B, 3, H, W]; no gradient is recorded."""
         network: Callable[[Tensor], Any] = self.teacher
         if (self.fold or self.compiled) and not self.teacher.training:
-            network = self._copy_for(image)
+            tensors = [*self.teacher.parameters(), *self.teacher.buffers()]
+            now = [(t.data_ptr(), t._version) for t in tensors]
+            if now != self._made_from:
+                self._make_copy(image)
+                self._made_from = now
+            network = self._compiled if image.shape == self._compiled_shape else self._copy
         with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             output = network(image)
         return _as_float(output) if self.bf16 else output
 
-    def _copy_for(self, image: Tensor) -> Callable[[Tensor], Any]:
-        """The copy to run on ``image``, made anew once the teacher's weights have changed."""
-        tensors = [*self.teacher.parameters(), *self.teacher.buffers()]
-        now = [(t.data_ptr(), t._version) for t in tensors]
-        if self._copy is None or now != self._made_from:
-            self._made_from = now
-            self._copy = (
-                fold_batchnorm(self.teacher, image[:1]) if self.fold else frozen_copy(self.teacher)
-            )
-            if self.compiled:
-                # Its weights as constants, which lets the compiler lay them out for its kernels.
-                self._compiled_copy = torch.compile(
-                    self._copy, dynamic=False, options={"freezing": True}
-                )
-                self._compiled_shape = image.shape
-        if self._compiled_copy is not None and image.shape == self._compiled_shape:
-            return self._compiled_copy
-        return self._copy
+    def _make_copy(self, image: Tensor) -> None:
+        """The copy of the teacher's weights as they are; compiled for the shape of ``image``."""
+        copy = fold_batchnorm(self.teacher, image[:1]) if self.fold else frozen_copy(self.teacher)
+        self._copy = copy
+        if self.compiled:
+            # Its weights as constants, which lets the compiler lay them out for its kernels.
+            self._compiled = torch.compile(copy, dynamic=False, options={"freezing": True})
+            self._compiled_shape = image.shape

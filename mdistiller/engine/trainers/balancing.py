@@ -96,8 +96,9 @@ class WeightedSumTrainer(BaseTrainer):
         raise NotImplementedError(f"{type(self).__name__} does not implement weights")
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
-        logits, losses = self.distiller(**batch.inputs(epoch))
-        supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
+        logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
+        pair = self.distiller.split_losses(losses)
+        supervised, distillation = (loss * batch.fraction for loss in pair)
         values = loss_values(self.world, supervised, distillation)
         weights = self.weights(values, epoch, batch.step)
         self._gradients.backward_weighted((supervised, distillation), weights.unbind())

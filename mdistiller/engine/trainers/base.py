@@ -51,7 +51,7 @@ class BaseTrainer:
     # Whether the method treats the distillation loss apart, so that there must be one.
     needs_distillation_loss = False
 
-    # Whether the class's own ``backward`` works on a part of a batch (``Batch.scaled``).
+    # Whether the class's own ``backward`` works on a part of a batch (``Batch.fraction``).
     data_parallel = True
 
     def __init__(
@@ -104,12 +104,13 @@ class BaseTrainer:
         alone = self.world.size == 1
         for number, data in enumerate(epoch_of(self.train_loader, epoch, start), start):
             fraction = 1.0 if alone else fraction_of(self.train_loader, number)
-            yield Batch.of(place(data), first + number, fraction)
+            yield Batch(*place(data), step=first + number, fraction=fraction)
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
         """Leave the gradient of one step in the parameters' ``grad``, which are None before."""
-        logits, losses = self.distiller(**batch.inputs(epoch))
-        batch.scaled(sum(loss.mean() for loss in losses.values())).backward()
+        logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
+        first, *others = (loss.mean() for loss in losses.values())
+        (sum(others, first) * batch.fraction).backward()
         return StepResult(logits, losses, gradients={"gradient": self.sum_gradients()})
 
     def extra_state(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -22,13 +21,12 @@ from mdistiller.config import (
 )
 from mdistiller.console import say
 from mdistiller.distillers import Distiller
-from mdistiller.distillers.crossbatch import reference_loss
 from mdistiller.engine.batch import Batch, StepResult, epoch_of
 from mdistiller.engine.runtime.distributed import fraction_of
 from mdistiller.engine.runtime.loaders import Batches
 from mdistiller.errors import ConfigError
 from mdistiller.weighting import READINGS, STEPS, THETAS, CrossBatchWeighting, combined_norms
-from mdistiller.weighting.backward import CE, REF, NothingShared, weigh
+from mdistiller.weighting.backward import CE, KD, REF, NothingShared, weigh
 
 from .base import BaseTrainer
 from .gradients import GradientRows
@@ -133,8 +131,6 @@ class CrossBatchTrainer(BaseTrainer):
             )
         self._gradients = GradientRows(self.distiller, 3)
         self._weights: tuple[Tensor, Tensor] | None = None
-        own = partial(reference_loss, distiller.student)
-        self._reference_loss = getattr(distiller, "reference_loss", own)
 
     def share_streams(self, share: Callable[[Hashable, Batches], Batches]) -> None:
         super().share_streams(share)
@@ -151,54 +147,41 @@ class CrossBatchTrainer(BaseTrainer):
             return
         # Of the ``start`` steps before, those that solved have drawn an auxiliary batch.
         first = self.first_step(epoch)
-        drawn = sum(map(self._solves, range(first, first + start)))
+        drawn = sum(step % self.period == 0 for step in range(first, first + start))
         auxiliary = endless(loader, epoch, drawn)
         place, alone = self.device_transform(), self.world.size == 1
         for batch in super().batches(epoch, start):
             # Drawn only where it is used, so that PERIOD saves the work of loading it, too.
-            if self._solves(batch.step):
+            if batch.step % self.period == 0:
                 number, data = next(auxiliary)
                 fraction = 1.0 if alone else fraction_of(loader, number)
-                batch.auxiliary = Batch.of(place(data[:2]), batch.step, fraction)
+                batch.auxiliary = Batch(*place(data[:2]), step=batch.step, fraction=fraction)
             yield batch
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
         if (auxiliary := batch.auxiliary) is not None:
             # Before the graph of the current batch exists: the two never share the memory.
-            reference = self._reference_loss(auxiliary.image, auxiliary.target)
-            self._gradients.write(REF, auxiliary.scaled(reference), extra=False)
-        logits, losses = self.distiller(**batch.inputs(epoch))
-        supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
-        if not self._solves(batch.step):
+            reference = self.distiller.reference_loss(auxiliary.image, auxiliary.target)
+            self._gradients.write(REF, reference * auxiliary.fraction, extra=False)
+        logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
+        pair = self.distiller.split_losses(losses)
+        supervised, distillation = (loss * batch.fraction for loss in pair)
+        if batch.step % self.period:
             assert self._weights is not None  # solved for in step 0, or loaded
             self._gradients.backward_weighted((supervised, distillation), self._weights)
             gradients = {"gradient": self.sum_gradients()}
             return StepResult(logits, losses, gradients=gradients, weights=self._weights)
-        diagnostics = self._step_with_solved_weights(supervised, distillation)
-        gradients = {
-            "gradient of the supervised loss": diagnostics["norm_ce"],
-            "gradient of the distillation loss": diagnostics["norm_kd"],
-            "reference gradient": diagnostics["norm_ref"],
-        }
-        return StepResult(logits, losses, diagnostics, gradients, self._weights)
-
-    def _solves(self, step: int) -> bool:
-        """Whether ``step`` of the run (from 0) solves for the weights or reuses the last ones."""
-        return step % self.period == 0
-
-    def _step_with_solved_weights(
-        self, supervised: Tensor, distillation: Tensor
-    ) -> dict[str, Tensor]:
-        first, known = self._weights is None, self.weighting.shared is not None
-        rows = self._gradients.buffer
+        first, rows = self._weights is None, self._gradients.buffer
         if self.reference == "previous" and not first:
             rows[REF].copy_(rows[CE])
+        self._gradients.write(CE, supervised, retain_graph=True)
+        self._gradients.write(KD, distillation)
+        known = self.weighting.shared is not None
         try:
             solved, products = weigh(
                 self._gradients,
                 self.weighting,
-                (supervised, distillation),
-                exchange=self.world,
+                exchange=self.world if self.world.size > 1 else None,
                 # A reference that is a copy of another row has been summed with that one.
                 exchanged=3 if self._draws else 2,
                 same=self.reference == "same" or (self.reference == "previous" and first),
@@ -211,7 +194,13 @@ class CrossBatchTrainer(BaseTrainer):
         weights = torch.stack(self._weights)
         both = torch.stack([torch.ones_like(weights), weights])
         norm_sum, norm_update = combined_norms(products[:2, :2], both).unbind()
-        return {**solved.diagnostics, "norm_sum": norm_sum, "norm_update": norm_update}
+        diagnostics = {**solved.diagnostics, "norm_sum": norm_sum, "norm_update": norm_update}
+        gradients = {
+            "gradient of the supervised loss": solved.norm_ce,
+            "gradient of the distillation loss": solved.norm_kd,
+            "reference gradient": solved.norm_ref,
+        }
+        return StepResult(logits, losses, diagnostics, gradients, self._weights)
 
     def _say_what_is_shared(self, shared: list[bool]) -> None:
         names = [n for n, p in self.distiller.student.named_parameters() if p.requires_grad]

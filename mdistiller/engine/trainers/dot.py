@@ -130,13 +130,13 @@ class DOTTrainer(BaseTrainer):
         )
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
-        logits, losses = self.distiller(**batch.inputs(epoch))
+        logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
         task, distillation = self.distiller.split_losses(losses)
-        batch.scaled(distillation).backward(retain_graph=True)
+        (distillation * batch.fraction).backward(retain_graph=True)
         kd_norm = self.sum_gradients()
         self.optimizer.step_kd()
         self.optimizer.zero_grad(set_to_none=True)
-        batch.scaled(task).backward()
+        (task * batch.fraction).backward()
         gradients = {
             "gradient of the supervised loss": self.sum_gradients(),
             "gradient of the distillation loss": kd_norm,

@@ -59,11 +59,11 @@ class ConfidenceGateTrainer(WeightedSumTrainer):
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
         self._confidence.clear()
-        self._scaled = batch.scaled
+        self._fraction = batch.fraction
         return super().backward(batch, epoch)
 
     def weights(self, losses: Tensor, epoch: int, step: int) -> Tensor:
         # One pass of the teacher, or one for each view.
-        confidence = self._scaled(torch.stack(self._confidence).mean()).to(losses)
+        confidence = (torch.stack(self._confidence).mean() * self._fraction).to(losses)
         self.world.sum_([confidence])
         return torch.stack([torch.ones_like(losses[0]), confidence])

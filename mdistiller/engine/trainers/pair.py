@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.engine.runtime.distributed import World
-from mdistiller.weighting import gramian, pair_statistics
+from mdistiller.weighting import combine, gramian, pair_statistics
 
 from .base import BaseTrainer
 from .gradients import GradientRows
@@ -47,19 +47,20 @@ class PairTrainer(BaseTrainer):
         raise NotImplementedError(f"{type(self).__name__} does not implement combine")
 
     def backward(self, batch: Batch, epoch: int) -> StepResult:
-        logits, losses = self.distiller(**batch.inputs(epoch))
-        supervised, distillation = map(batch.scaled, self.distiller.split_losses(losses))
+        logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
+        pair = self.distiller.split_losses(losses)
+        supervised, distillation = (loss * batch.fraction for loss in pair)
         self._gradients.write(CE, supervised, retain_graph=True)
         self._gradients.write(KD, distillation)
-        self._gradients.reduce(self.world, 2)
+        if self.world.size > 1:
+            self._gradients.reduce(self.world, 2)
         products = gramian(self._gradients.buffer)
         statistics = pair_statistics(products)
         values = loss_values(self.world, supervised, distillation)
         weights, update = self.combine(products, statistics, values)
         if update is None:
-            self._gradients.apply(weights)
-        else:
-            self._gradients.apply_update(update)
+            update = combine(self._gradients.buffer, weights)
+        self._gradients.apply(update, (CE, KD))
         gradients = {
             "gradient of the supervised loss": statistics["norm_ce"],
             "gradient of the distillation loss": statistics["norm_kd"],

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mdistiller.config import Config, Setting, one_of, positive
-from mdistiller.distillers._frozen import frozen_buffers
 from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.errors import ConfigError
+from mdistiller.weighting import frozen_statistics
 from mdistiller.weighting.aggregators import parse_arguments
 from mdistiller.weighting.scalarizers import METHODS, Scalarization
 
@@ -66,9 +66,9 @@ class ScalarizedTrainer(WeightedSumTrainer):
     def step(self, batch: Batch, epoch: int) -> StepResult:
         result = super().step(batch, epoch)
         if self.scalarization.needs_losses_after:
-            with torch.no_grad(), frozen_buffers(self.distiller):
-                _, losses = self.distiller(**batch.inputs(epoch))
-                pair = map(batch.scaled, self.distiller.split_losses(losses))
+            with torch.no_grad(), frozen_statistics(self.distiller):
+                _, losses = self.distiller.forward_train(**batch.inputs(epoch))
+                pair = [loss * batch.fraction for loss in self.distiller.split_losses(losses)]
                 self.scalarization.after_step(loss_values(self.world, *pair))
         return result
 

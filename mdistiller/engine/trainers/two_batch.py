@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from mdistiller.config import Config, Setting, not_negative, one_of
-from mdistiller.distillers._frozen import frozen_buffers
 from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.engine.runtime.distributed import fraction_of
 from mdistiller.engine.runtime.loaders import Batches
 from mdistiller.errors import ConfigError
-from mdistiller.weighting import gramian, pair_statistics
+from mdistiller.weighting import combine, frozen_statistics, gramian, pair_statistics
 from mdistiller.weighting.aggregators import parse_arguments
 from mdistiller.weighting.two_batch import METHODS, CrossGramianWeighting
 
@@ -95,7 +94,7 @@ class TwoBatchTrainer(BaseTrainer):
             number, data = next(others)
             alone = self.world.size == 1
             fraction = 1.0 if alone else fraction_of(self.other_loader, number)
-            return Batch.of(place(data), step, fraction)
+            return Batch(*place(data), step=step, fraction=fraction)
 
         for batch in super().batches(epoch, start):
             batch.auxiliary = other(batch.step)
@@ -112,9 +111,9 @@ class TwoBatchTrainer(BaseTrainer):
             self._write(FIRST, first, epoch)
             self._write(SECOND, second, epoch)
             products, weights = self._solve(1.0)
-            logits, losses = self.distiller(**batch.inputs(epoch))
-            pair = map(batch.scaled, self.distiller.split_losses(losses))
-            self._gradients.backward_weighted(tuple(pair), weights.unbind())
+            logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
+            pair = [loss * batch.fraction for loss in self.distiller.split_losses(losses)]
+            self._gradients.backward_weighted(pair, weights.unbind())
             norm = {"gradient": self.sum_gradients()}
         else:
             # Halves, so that their sum is the mean of both batches.
@@ -122,10 +121,9 @@ class TwoBatchTrainer(BaseTrainer):
             self._write(SECOND, second, epoch, half)
             logits, losses = self._write(FIRST, batch, epoch, half, keep=True)
             products, weights = self._solve(half)
-            if self.update == "mean":
-                self._gradients.apply(torch.cat([weights, weights]))
-            else:
-                self._gradients.apply(weights)
+            used = weights.repeat(2) if self.update == "mean" else weights
+            rows = self._gradients.buffer[: len(used)]
+            self._gradients.apply(combine(rows, used), range(len(used)))
             norm = {"gradient": self.gradient_norm()}
         diagnostics = {"ce": weights[CE], "kd": weights[KD], **_statistics(products)}
         return StepResult(logits, losses, diagnostics, norm, (weights[CE], weights[KD]))
@@ -144,17 +142,19 @@ class TwoBatchTrainer(BaseTrainer):
             keep: whether the pass counts for running statistics and memories.
         """
         if keep:
-            logits, losses = self.distiller(**batch.inputs(epoch))
+            logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
         else:
-            with frozen_buffers(self.distiller):
-                logits, losses = self.distiller(**batch.inputs(epoch))
+            with frozen_statistics(self.distiller):
+                logits, losses = self.distiller.forward_train(**batch.inputs(epoch))
         for row, loss in zip(rows, self.distiller.split_losses(losses), strict=True):
-            self._gradients.write(row, batch.scaled(factor * loss), retain_graph=row == rows[0])
+            loss = factor * loss * batch.fraction
+            self._gradients.write(row, loss, retain_graph=row == rows[0])
         return logits, losses
 
     def _solve(self, factor: float) -> tuple[Tensor, Tensor]:
         """The Gramian [4, 4] of all rows without their ``factor``, and the weights [2]."""
-        self._gradients.reduce(self.world, 4)
+        if self.world.size > 1:
+            self._gradients.reduce(self.world, 4)
         products = gramian(self._gradients.buffer) / factor**2
         return products, self.weighting(products[:2, 2:])
 

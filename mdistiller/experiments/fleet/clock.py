@@ -6,14 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mdistiller.engine.runtime.clock import Clock
 
+class MemberClock:
+    """Runs during its owner's turns only."""
 
-class MemberClock(Clock):
-    """Runs during its owner's turns only; made by :class:`SharedTime`."""
-
-    def __init__(self, fleet: int) -> None:
-        self.fleet = fleet
+    def __init__(self) -> None:
         self.spent = 0.0
         self.since: float | None = None
 
@@ -27,19 +24,11 @@ class SharedTime:
 
     Each pays for its own turns; what is done for all counts in equal parts for those of the
     current round. Together they pay for the whole time of all turns.
-
-    Args:
-        fleet: how many trainings there are.
     """
 
-    def __init__(self, fleet: int) -> None:
-        self._fleet = fleet
+    def __init__(self) -> None:
         self._active: MemberClock | None = None
         self._round: Sequence[MemberClock] = ()
-
-    def clock(self) -> MemberClock:
-        """The clock of one more training."""
-        return MemberClock(self._fleet)
 
     def begin_round(self, clocks: Sequence[MemberClock]) -> None:
         """From here on, what is shared is shared among these."""

@@ -82,8 +82,8 @@ class Member:
 class _Running:
     """A member while it trains."""
 
-    def __init__(self, member: Member, clock: MemberClock) -> None:
-        self.member, self.clock = member, clock
+    def __init__(self, member: Member) -> None:
+        self.member, self.clock = member, MemberClock()
         self.trainer: BaseTrainer | None = None
         self.steps: Generator[Position, None, dict[str, Any]] | None = None
         self.position: Position = (0, 0)
@@ -107,8 +107,8 @@ class Fleet:
     def __init__(self, members: Sequence[Member]) -> None:
         _refuse_disagreement(members)
         refuse_wandb(member.cfg for member in members)
-        self._time = SharedTime(len(members))
-        self._running = [_Running(member, self._time.clock()) for member in members]
+        self._time = SharedTime()
+        self._running = [_Running(member) for member in members]
         self._known = Known()
         self._shared = Shared(self._time.shared)
         self._stop = StopRequest()
@@ -148,7 +148,9 @@ class Fleet:
             run.trainer = trainer = build_trainer(member.cfg, member.opts, self._known)
             self._shared.add_streams(trainer)
             seed_everything(derive_seed(member.cfg.EXPERIMENT.SEED, "training"))
-            run.steps = Loop(trainer, self._stop, run.clock).steps(member.resume)
+            run.steps = Loop(trainer, self._stop, run.clock, len(self._running)).steps(
+                member.resume
+            )
             self._advance(run)
             # After its checkpoint was loaded, which holds the teacher's weights.
             if run.active and not self._shared.add_teacher(trainer.distiller):
