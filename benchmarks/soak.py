@@ -198,7 +198,7 @@ def build(cfg_file: str, opts: list[str], folder: Path) -> Any:
         model = build_model(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, CLASSES[cfg.DATASET.TYPE])
         torch.save({"model": model.state_dict()}, folder / "teacher")
         cfg = load_cfg(cfg_file, [*opts, "DISTILLER.TEACHER_CKPT", str(folder / "teacher")])
-    return build_trainer(cfg, ["EXPERIMENT.NAME", "soak"])
+    return build_trainer(cfg)
 
 
 def soak(args: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,25 +210,6 @@ def _read_state_dict(path: Path, make_network: Callable[[], nn.Module]) -> _Func
     return LogitsOnly(network)
 
 
-def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
-        _ignore_deprecation()
-        # A condition on the image size (VGG has one) is settled: files are for one size.
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean")
-        torch.jit.trace(LogitsOnly(network), example).save(str(path))
-
-
-def _read_torchscript(path: Path, make_network: Callable[[], nn.Module]) -> _Function:
-    with warnings.catch_warnings():
-        _ignore_deprecation()
-        return torch.jit.load(str(path))
-
-
-def _ignore_deprecation() -> None:
-    """PyTorch points to ``torch.export``, which is another of the formats here."""
-    warnings.filterwarnings("ignore", r"`?torch\.jit\.\w+`? is deprecated")
-
-
 def _free_batch() -> dict[str, dict[int, object]]:
     """Says to a tracer that the first dimension of the images may be anything."""
     return {"image": {0: torch.export.Dim("batch")}}
@@ -274,5 +254,4 @@ def _read_onnx(path: Path, make_network: Callable[[], nn.Module]) -> _Function:
 FORMATS: dict[str, _Format] = Registry("export format")
 FORMATS["state_dict"] = _Format("_state_dict.pth", _write_state_dict, _read_state_dict)
 FORMATS["onnx"] = _Format(".onnx", _write_onnx, _read_onnx, _ONNX_PACKAGES)
-FORMATS["torchscript"] = _Format(".torchscript.pt", _write_torchscript, _read_torchscript)
 FORMATS["torch_export"] = _Format(".pt2", _write_torch_export, _read_torch_export)

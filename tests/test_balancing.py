@@ -177,7 +177,7 @@ def test_decay_weights_by_epoch(tmp_path):
     ],
 )
 def test_decay_starts_at_the_methods_own_weight(tmp_path, method, opts, expected):
-    from mdistiller.engine.trainers.balancing import build_schedule
+    from mdistiller.engine.trainers.fading import build_schedule
 
     cfg = config(tmp_path, "DISTILLER.TYPE", method, *opts)
     assert build_schedule(cfg).ce_from == expected

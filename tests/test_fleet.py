@@ -132,16 +132,16 @@ def options(prefix: Path, teacher: Path, name: str, *opts: object) -> tuple[str,
 
 def member(prefix: Path, teacher: Path, name: str, *opts: object, resume=False) -> Member:
     opts = options(prefix, teacher, name, *CASES.get(name, ()), *opts)
-    return Member(load_cfg(ROOT / "configs/digits/kd.yaml", opts), opts, resume, io.StringIO())
+    return Member(load_cfg(ROOT / "configs/digits/kd.yaml", opts), resume, io.StringIO())
 
 
 def alone(one: Member) -> None:
     """Train a member by itself."""
-    run_training(one.cfg, one.opts, one.resume)
+    run_training(one.cfg, one.resume)
 
 
 def folder(one: Member) -> Path:
-    return Path(one.cfg.LOG.PREFIX) / experiment_name(one.cfg, one.opts)
+    return Path(one.cfg.LOG.PREFIX) / experiment_name(one.cfg)
 
 
 def without_times(value):

@@ -1,4 +1,4 @@
-"""Write a trained network as state dict, ONNX, TorchScript or torch.export; see --help."""
+"""Write a trained network as state dict, ONNX or torch.export; see --help."""
 
 from __future__ import annotations
 

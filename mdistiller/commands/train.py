@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     end_on_signals()
     deterministic = ["SOLVER.DETERMINISTIC", "True"] if args.deterministic else []
     cfg = load_cfg(args.cfg, [*args.opts, *deterministic])
-    run_training(cfg, args.opts, args.resume, args.allow_changes)
+    run_training(cfg, args.resume, args.allow_changes)
 
 
 if __name__ == "__main__":

@@ -136,10 +136,6 @@ def _differs(key: str, several: Sequence[dict[str, Any]]) -> bool:
     return any(each.get(key) != several[0].get(key) for each in several)
 
 
-def experiment_name(cfg: Config, opts: Sequence[str] = ()) -> str:
-    """Where a run's folder lies below LOG.PREFIX: ``<project>/<name>``, see :func:`run_name`.
-
-    Args:
-        opts: not used; the configuration knows what the command line changed.
-    """
+def experiment_name(cfg: Config) -> str:
+    """Where a run's folder lies below LOG.PREFIX: ``<project>/<name>``, see :func:`run_name`."""
     return f"{cfg.EXPERIMENT.PROJECT}/{run_name(cfg)}"

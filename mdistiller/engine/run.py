@@ -64,7 +64,7 @@ def build_distiller(cfg: Config, num_classes: int, num_data: int, loader: Any = 
 
 
 @dataclass
-class Known:
+class SharedInputs:
     """What trainings of the same data and teacher need not find out twice.
 
     Attributes:
@@ -76,15 +76,12 @@ class Known:
     teacher: Look | None = None
 
 
-def build_trainer(
-    cfg: Config, opts: list[str] | tuple[str, ...] = (), known: Known | None = None
-) -> BaseTrainer:
+def build_trainer(cfg: Config, shared: SharedInputs | None = None) -> BaseTrainer:
     """Everything that a run needs, from a configuration.
 
     Args:
         cfg: the resolved configuration.
-        opts: the command line's KEY VALUE overrides, which are part of the run's name.
-        known: used where it knows something, filled in where not; its trainings then have the
+        shared: used where it holds something, filled in where not; its trainings then have the
             same loaders.
 
     Raises:
@@ -94,13 +91,13 @@ def build_trainer(
     check_config(cfg)
     if cfg.SOLVER.DETERMINISTIC:
         use_deterministic_algorithms()
-    known = known or Known()
-    known.data = known.data or get_dataset(cfg)
-    train_loader, val_loader, num_data, num_classes = known.data
+    shared = shared or SharedInputs()
+    shared.data = shared.data or get_dataset(cfg)
+    train_loader, val_loader, num_data, num_classes = shared.data
     distiller = build_distiller(cfg, num_classes, num_data, train_loader)
     settle_statistics(distiller.student, cfg.SOLVER.EPOCHS * len(train_loader))
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
-        experiment_name(cfg, opts), distiller, train_loader, val_loader, cfg
+        experiment_name(cfg), distiller, train_loader, val_loader, cfg
     )
     # A loader of somebody's own need not know of it.
     wrong = getattr(train_loader, "wrong_labels", None)
@@ -111,30 +108,25 @@ def build_trainer(
             "of the training labels are wrong"
         )
     if distiller.teacher is not None:
-        if known.teacher is None:
-            known.teacher = look_at_teacher(cfg, distiller.teacher, train_loader, val_loader)
-        say_teacher(cfg, known.teacher)
-        trainer.extra_results |= known.teacher.results
+        if shared.teacher is None:
+            shared.teacher = look_at_teacher(cfg, distiller.teacher, train_loader, val_loader)
+        say_teacher(cfg, shared.teacher)
+        trainer.extra_results |= shared.teacher.results
     return trainer
 
 
-def run_training(
-    cfg: Config,
-    opts: list[str] | tuple[str, ...] = (),
-    resume: bool = False,
-    allow_changes: bool = False,
-) -> dict[str, Any]:
+def run_training(cfg: Config, resume: bool = False, allow_changes: bool = False) -> dict[str, Any]:
     """Train as ``cfg`` says; returns the contents of ``result.json``.
 
     Args:
-        cfg, opts: as for :func:`build_trainer`.
+        cfg: as for :func:`build_trainer`.
         resume, allow_changes: as for :meth:`BaseTrainer.train`.
     """
     keep_freed_memory()
     with joined_by_torchrun(cfg.SOLVER.DEVICE) as world:
         show_cfg(cfg)
         with world.fail_together():
-            trainer = build_trainer(cfg, opts)
+            trainer = build_trainer(cfg)
         seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
         with name_nondeterministic():
             result = trainer.train(resume, allow_changes)

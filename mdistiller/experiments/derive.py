@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mdistiller.config import Config
 from mdistiller.engine.rundir.records import WEIGHTS_FILE
 from mdistiller.errors import DataError
 
@@ -15,7 +16,7 @@ from .tables.study import LONGER, TIMES_LONGER
 _NODE = "crossbatch"
 
 
-def derive(how: str, source: Record, cfg: Any) -> tuple[str, ...]:
+def derive(how: str, source: Record, cfg: Config) -> tuple[str, ...]:
     """Overrides KEY VALUE ... of a control.
 
     Args:
@@ -29,7 +30,7 @@ def derive(how: str, source: Record, cfg: Any) -> tuple[str, ...]:
     return WAYS[how](source, cfg)
 
 
-def scaled_epochs(cfg: Any, epochs: int) -> tuple[str, ...]:
+def scaled_epochs(cfg: Config, epochs: int) -> tuple[str, ...]:
     """Overrides for a training of ``epochs``, with the decay stages at the same fractions of it."""
     return _scaled(cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES, epochs)
 
@@ -50,7 +51,7 @@ def relative_step(epochs: Sequence[dict[str, Any]]) -> float | None:
     return update / plain if update is not None and plain else None
 
 
-def _scaled_lr(source: Record, cfg: Any) -> tuple[str, ...]:
+def _scaled_lr(source: Record, cfg: Config) -> tuple[str, ...]:
     """SOLVER.LR times the run's mean step length over that of plain steps at the same places.
 
     A step is the learning rate times the gradient, momentum left out on both sides.
@@ -62,7 +63,7 @@ def _scaled_lr(source: Record, cfg: Any) -> tuple[str, ...]:
     return "SOLVER.LR", _number(cfg.SOLVER.LR * update / plain)
 
 
-def _mean_weights(source: Record, cfg: Any) -> tuple[str, ...]:
+def _mean_weights(source: Record, cfg: Config) -> tuple[str, ...]:
     """The method's two loss weights times the means of A and B over the run's steps."""
     method = cfg.DISTILLER.TYPE
     own = cfg[method].LOSS
@@ -75,7 +76,7 @@ def _mean_weights(source: Record, cfg: Any) -> tuple[str, ...]:
     )
 
 
-def _shuffled(source: Record, cfg: Any) -> tuple[str, ...]:
+def _shuffled(source: Record, cfg: Config) -> tuple[str, ...]:
     """The weights of the run's steps, in random order."""
     if not source.weights:
         raise DataError(
@@ -88,13 +89,13 @@ def _shuffled(source: Record, cfg: Any) -> tuple[str, ...]:
     )
 
 
-def _longer(source: Record, cfg: Any) -> tuple[str, ...]:
+def _longer(source: Record, cfg: Config) -> tuple[str, ...]:
     """A multiple of the run's epochs, its decay stages in proportion."""
     epochs, stages = (source.config[f"SOLVER.{key}"] for key in ("EPOCHS", "LR_DECAY_STAGES"))
     return _scaled(epochs, stages, TIMES_LONGER * epochs)
 
 
-WAYS: dict[str, Callable[[Record, Any], tuple[str, ...]]] = {
+WAYS: dict[str, Callable[[Record, Config], tuple[str, ...]]] = {
     "scaled_lr": _scaled_lr,
     "mean_weights": _mean_weights,
     "shuffled": _shuffled,

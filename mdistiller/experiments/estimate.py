@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mdistiller.config import Config
 from mdistiller.dataset import build_model, image_size, validates_on_heldout
 from mdistiller.device import processor, resolve_device
 from mdistiller.listing import count_macs
@@ -49,7 +50,7 @@ _TIMED_STEPS = 3
 _TIMING_SECONDS = 20.0
 
 
-def images_of(cfg: Any) -> tuple[int, int]:
+def images_of(cfg: Config) -> tuple[int, int]:
     """How many images an epoch trains on and validates on."""
     tested = DATA.get(cfg.DATASET.TYPE, _UNKNOWN_DATA)[1]
     return _trained(cfg.leaves()), cfg.DATASET.HOLDOUT if validates_on_heldout(cfg) else tested
@@ -87,7 +88,7 @@ class Estimate:
             parts.append(f"{_TIMED_STEPS} timed steps of {names} and the cost model of docs")
         return "; ".join(parts) or "nothing"
 
-    def seconds(self, cfg: Any, fleet: int = 1) -> float:
+    def seconds(self, cfg: Config, fleet: int = 1) -> float:
         """Of a whole run: its own and its part of what a fleet of that size shares."""
         images, tested = images_of(cfg)
         if found := self._recorded.get(_kind(settings_of(cfg), fleet)):
@@ -99,7 +100,7 @@ class Estimate:
         step = images * (teacher + passes_of(cfg) * student) + tested * student
         return cfg.SOLVER.EPOCHS * step
 
-    def disk(self, cfg: Any) -> int:
+    def disk(self, cfg: Config) -> int:
         """Bytes of a run's checkpoints: the latest, the best and the periodic ones.
 
         A checkpoint holds student, teacher and the student's momentum, and beside it lies the
@@ -112,7 +113,7 @@ class Estimate:
         periodic = cfg.SOLVER.EPOCHS // cfg.LOG.SAVE_CHECKPOINT_FREQ
         return (2 + periodic) * ((2 + momenta) * student + teacher)
 
-    def _image_seconds(self, cfg: Any, name: str) -> float:
+    def _image_seconds(self, cfg: Config, name: str) -> float:
         """Of a forward pass of the network ``name`` over one image."""
         key = _key(cfg, name)
         if key not in self._timed and self._used < _TIMING_SECONDS:
@@ -125,7 +126,7 @@ class Estimate:
         rates = (seconds / _size(*other)[0] for other, seconds in self._timed.items())
         return _size(*key)[0] * statistics.median(rates)
 
-    def _time(self, cfg: Any, name: str) -> float:
+    def _time(self, cfg: Config, name: str) -> float:
         """A third of a forward and a backward pass over a batch of random images, by image."""
         key = _key(cfg, name)
         device, size = resolve_device(cfg.SOLVER.DEVICE), image_size(key[0], key[2])
@@ -144,7 +145,7 @@ class Estimate:
         return statistics.median(seconds[1:]) / len(images) / 3
 
 
-def passes_of(cfg: Any) -> float:
+def passes_of(cfg: Config) -> float:
     """Passes over the student in a step, in units of its forward pass."""
     if cfg.SOLVER.TRAINER != "crossbatch":
         return _PASSES.get(cfg.SOLVER.TRAINER, 3)

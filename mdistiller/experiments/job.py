@@ -42,7 +42,7 @@ class Job:
     def of(cls, cfg_file: str, opts: tuple[str, ...] = ()) -> Job:
         """In the folder that ``tools/train.py`` would use."""
         cfg = load_cfg(cfg_file, opts)
-        folder = Path(cfg.LOG.PREFIX) / experiment_name(cfg, opts)
+        folder = Path(cfg.LOG.PREFIX) / experiment_name(cfg)
         return cls(identity(cfg), cfg_file, opts, folder)
 
     @classmethod

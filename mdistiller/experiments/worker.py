@@ -71,13 +71,13 @@ def _train(jobs: list[Job]) -> None:
         _wait_for_lock(job)
     if len(jobs) == 1:
         (job,) = jobs
-        run_training(job.cfg, job.opts, job.is_resumable())
+        run_training(job.cfg, job.is_resumable())
         return
     with ExitStack() as files:
         job_of = {}
         for job in jobs:
             log = files.enter_context(job.log.open("a", buffering=1, encoding="utf-8"))
-            job_of[Member(job.cfg, job.opts, job.is_resumable(), log)] = job
+            job_of[Member(job.cfg, job.is_resumable(), log)] = job
 
         def ended(member: Member) -> None:
             if member.error is not None and not isinstance(member.error, InterruptedRun):

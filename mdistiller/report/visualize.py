@@ -21,6 +21,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from mdistiller.config import Config
 from mdistiller.dataset import Loader, get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.distillers._common import need_feature
@@ -66,7 +67,9 @@ class Pictures:
     mean_difference: float
 
 
-def visualize(cfg: Any, student_ckpt: str | Path, out: str | Path, images: int = 2000) -> Pictures:
+def visualize(
+    cfg: Config, student_ckpt: str | Path, out: str | Path, images: int = 2000
+) -> Pictures:
     """Draw ``<out>/tsne.png`` and ``<out>/correlation_difference.png``.
 
     Args:
@@ -109,7 +112,7 @@ def visualize(cfg: Any, student_ckpt: str | Path, out: str | Path, images: int =
 
 
 def _respond(
-    cfg: Any, student_ckpt: str | Path, images: int
+    cfg: Config, student_ckpt: str | Path, images: int
 ) -> tuple[Tensor, Responses, Responses]:
     """Labels [N], and the responses of student and teacher."""
     _, loader, _, classes = get_dataset(cfg)

@@ -222,7 +222,9 @@ class CrossBatchWeighting:
     def _direction(self, norms: Norms, w_ce: Tensor, w_kd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients [2] of g_ce and g_kd in g_w (up to scale), |g_w| at that scale, |2 g0|."""
         if self.reading == "printed":
-            w_ce = norms.without_zero_gradients(READINGS["printed"](norms.c_ce, norms.c_kd, norms.c_12, 0.0))
+            w_ce = norms.without_zero_gradients(
+                READINGS["printed"](norms.c_ce, norms.c_kd, norms.c_12, 0.0)
+            )
             w_kd = 1 - w_ce
         pairs = torch.stack([w_ce, w_kd, norms.ce, norms.kd]).view(2, 2)
         # |x u + y v|^2 of unit vectors u, v with cosine c, for both pairs at once; not as

@@ -22,7 +22,10 @@ from mdistiller.engine.runtime.distributed import World, fraction_of, shard_of
 from mdistiller.engine.runtime.loaders import Batches
 from mdistiller.engine.runtime.precision import prepare
 
+from .registry import trainer_dict
 
+
+@trainer_dict.register("base")
 class BaseTrainer:
     """Trains a distiller with the sum of its losses.
 

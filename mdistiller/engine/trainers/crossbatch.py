@@ -30,12 +30,14 @@ from mdistiller.weighting.backward import CE, KD, REF, NothingShared, weigh
 
 from .base import BaseTrainer
 from .gradients import GradientRows
+from .registry import trainer_dict
 
 AUXILIARY_STREAM = "auxiliary"
 HELDOUT_STREAM = "heldout"
 REFERENCES = ("fresh", "holdout", "previous", "same", "none")
 
 
+@trainer_dict.register("crossbatch")
 class CrossBatchTrainer(BaseTrainer):
     """Replaces the sum of the losses by ``A L_ce + B L_kd`` (docs/method.md, Eq. 4-11).
 

@@ -18,6 +18,7 @@ from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.errors import ConfigError
 
 from .base import BaseTrainer
+from .registry import trainer_dict
 
 
 class DistillationOrientedTrainer(Optimizer):
@@ -96,6 +97,7 @@ class DistillationOrientedTrainer(Optimizer):
         p.add_(state[name], alpha=-self.param_groups[0]["lr"])
 
 
+@trainer_dict.register("dot")
 class DOTTrainer(BaseTrainer):
     """Trains with :class:`DistillationOrientedTrainer`, momenta MOMENTUM -+ SOLVER.DOT.DELTA."""
 
@@ -144,9 +146,11 @@ class DOTTrainer(BaseTrainer):
         return StepResult(logits, losses, gradients=gradients)
 
 
+@trainer_dict.register("crd")
 class CRDTrainer(BaseTrainer):
     """mdistiller's name for training CRD; the loop passes on its extra indices by itself."""
 
 
+@trainer_dict.register("crd_dot")
 class CRDDOTTrainer(DOTTrainer):
     """:class:`DOTTrainer` under mdistiller's name for CRD."""

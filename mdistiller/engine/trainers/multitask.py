@@ -12,8 +12,10 @@ from mdistiller.weighting import PairAggregator
 from mdistiller.weighting.aggregators import parse_arguments
 
 from .pair import PairTrainer
+from .registry import trainer_dict
 
 
+@trainer_dict.register("multitask")
 class MultitaskTrainer(PairTrainer):
     """Combines the two losses' gradients by MULTITASK.METHOD of the torchjd package (MGDA, ...).
 

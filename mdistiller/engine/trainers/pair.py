@@ -7,12 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mdistiller.config import Setting, not_negative, positive
 from mdistiller.engine.batch import Batch, StepResult
 from mdistiller.engine.runtime.distributed import World
-from mdistiller.weighting import combine, gramian, pair_statistics
+from mdistiller.weighting import (
+    GradNormWeighting,
+    combine,
+    cosine_gate,
+    gramian,
+    pair_statistics,
+)
 
 from .base import BaseTrainer
 from .gradients import GradientRows
+from .registry import trainer_dict
 
 # Rows of the stacked gradients.
 CE, KD = 0, 1
@@ -80,3 +88,52 @@ def loss_values(world: World, supervised: Tensor, distillation: Tensor) -> Tenso
     values = torch.stack([supervised.detach(), distillation.detach()])
     world.sum_([values])
     return values
+
+
+@trainer_dict.register("gradnorm")
+class GradNormTrainer(PairTrainer):
+    """GradNorm (arXiv:1711.02257): learns weights that sum to 2 and equalise training rates.
+
+    The gradient norms are those of all of the student's parameters.
+    """
+
+    settings = {
+        "ALPHA": Setting(1.5, not_negative, "strength with which training rates are equalised"),
+        "LR": Setting(0.025, positive, "learning rate of the weights"),
+    }
+    diagnostics_name = "gradnorm"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        node = self.cfg.GRADNORM
+        self.weighting = GradNormWeighting(alpha=node.ALPHA, lr=node.LR)
+
+    def combine(
+        self, products: Tensor, statistics: dict[str, Tensor], losses: Tensor
+    ) -> tuple[Tensor, None]:
+        norms = torch.stack([statistics["norm_ce"], statistics["norm_kd"]])
+        return self.weighting(norms, losses), None
+
+    def extra_state(self) -> dict[str, Any]:
+        return self.weighting.state_dict()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.weighting.load_state_dict(state)
+
+
+@trainer_dict.register("gradient_cosine")
+class GradientCosineTrainer(PairTrainer):
+    """Uses the distillation gradient only where its cosine with the CE gradient is positive.
+
+    Both gradients are of the same batch (arXiv:1812.02224): the ablation without a second one.
+    """
+
+    settings = {
+        "WEIGHTED": Setting(False, doc="multiply by the cosine instead of by 1"),
+    }
+    diagnostics_name = "gradient_cosine"
+
+    def combine(
+        self, products: Tensor, statistics: dict[str, Tensor], losses: Tensor
+    ) -> tuple[Tensor, None]:
+        return cosine_gate(products, self.cfg.GRADIENT_COSINE.WEIGHTED), None

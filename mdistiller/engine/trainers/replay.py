@@ -14,9 +14,11 @@ from mdistiller.engine.rundir.records import read_lines
 from mdistiller.errors import CheckpointError, ConfigError
 from mdistiller.seeding import generator
 
-from .balancing import WeightedSumTrainer
+from .registry import trainer_dict
+from .weighted_sum import WeightedSumTrainer
 
 
+@trainer_dict.register("replay")
 class ReplayTrainer(WeightedSumTrainer):
     """Weights the losses in every step as the run behind REPLAY.FILE did, or shuffled in time.
 

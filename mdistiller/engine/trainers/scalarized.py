@@ -15,10 +15,12 @@ from mdistiller.weighting import frozen_statistics
 from mdistiller.weighting.aggregators import parse_arguments
 from mdistiller.weighting.scalarizers import METHODS, Scalarization
 
-from .balancing import WeightedSumTrainer
 from .pair import loss_values
+from .registry import trainer_dict
+from .weighted_sum import WeightedSumTrainer
 
 
+@trainer_dict.register("scalarized")
 class ScalarizedTrainer(WeightedSumTrainer):
     """FAMO, DWA, IMTL-L and STCH of the torchjd package (SCALARIZED.METHOD).
 
@@ -42,7 +44,7 @@ class ScalarizedTrainer(WeightedSumTrainer):
     def check(cls, cfg: Config) -> None:
         build_scalarization(cfg)
 
-    def init_optimizer(self, cfg: Any) -> Optimizer:
+    def init_optimizer(self, cfg: Config) -> Optimizer:
         optimizer = super().init_optimizer(cfg)
         self.scalarization = build_scalarization(cfg, self.device)
         self._epoch: int | None = None
@@ -80,7 +82,7 @@ class ScalarizedTrainer(WeightedSumTrainer):
         self.scalarization.load_state_dict(state["scalarization"])
 
 
-def build_scalarization(cfg: Any, device: torch.device | str = "cpu") -> Scalarization:
+def build_scalarization(cfg: Config, device: torch.device | str = "cpu") -> Scalarization:
     """The scalarization that ``cfg.SCALARIZED`` describes.
 
     Raises:

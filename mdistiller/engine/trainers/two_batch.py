@@ -21,11 +21,13 @@ from .base import BaseTrainer
 from .crossbatch import endless
 from .gradients import GradientRows
 from .pair import CE, KD
+from .registry import trainer_dict
 
 STREAM = "two_batch"
 FIRST, SECOND = (0, 1), (2, 3)
 
 
+@trainer_dict.register("two_batch")
 class TwoBatchTrainer(BaseTrainer):
     """MoDo and SDMGrad of the torchjd package: weights from the products of two batches' gradients.
 
@@ -178,7 +180,7 @@ def _statistics(products: Tensor) -> dict[str, Tensor]:
     return {**pair_statistics(products[:2, :2]), "agree_ce": agree[CE], "agree_kd": agree[KD]}
 
 
-def build_weighting(cfg: Any, device: torch.device | str = "cpu") -> CrossGramianWeighting:
+def build_weighting(cfg: Config, device: torch.device | str = "cpu") -> CrossGramianWeighting:
     """The weighting that ``cfg.TWO_BATCH`` describes.
 
     Raises:

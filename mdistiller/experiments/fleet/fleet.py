@@ -14,11 +14,11 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from mdistiller.config import experiment_name, show_cfg
+from mdistiller.config import Config, experiment_name, show_cfg
 from mdistiller.console import say
 from mdistiller.dataset import contrastive_settings
 from mdistiller.engine.loop import Loop, Position
-from mdistiller.engine.run import Known, build_trainer, say_result
+from mdistiller.engine.run import SharedInputs, build_trainer, say_result
 from mdistiller.engine.runtime.determinism import name_nondeterministic
 from mdistiller.engine.runtime.memory import keep_freed_memory
 from mdistiller.engine.runtime.signals import StopRequest
@@ -42,7 +42,7 @@ _TEACHER = (
 _CONTRAST = ("CRD.MODE", "CRD.NCE.K")
 
 
-def fleet_settings(cfg: Any) -> dict[str, Any]:
+def fleet_settings(cfg: Config) -> dict[str, Any]:
     """What the members of a fleet have in common, by dotted key; None where a run has no such."""
     leaves = cfg.leaves()
     found = {key: value for key, value in leaves.items() if key.startswith("DATASET.")}
@@ -65,14 +65,13 @@ class Member:
     """One training of a fleet, and what became of it.
 
     Attributes:
-        cfg, opts, resume: as for ``run_training``.
+        cfg, resume: as for ``run_training``.
         out: gets everything that is printed about it.
         result: the contents of ``result.json`` once it is done.
         error: why it ended before; an InterruptedRun is saved and can be resumed.
     """
 
-    cfg: Any
-    opts: tuple[str, ...] = ()
+    cfg: Config
     resume: bool = False
     out: TextIO = field(default_factory=lambda: sys.stdout)
     result: dict[str, Any] | None = None
@@ -109,7 +108,7 @@ class Fleet:
         refuse_wandb(member.cfg for member in members)
         self._time = SharedTime()
         self._running = [_Running(member) for member in members]
-        self._known = Known()
+        self._inputs = SharedInputs()
         self._shared = Shared(self._time.shared)
         self._stop = StopRequest()
 
@@ -145,7 +144,7 @@ class Fleet:
         member = run.member
         with self._turn(run):
             show_cfg(member.cfg)
-            run.trainer = trainer = build_trainer(member.cfg, member.opts, self._known)
+            run.trainer = trainer = build_trainer(member.cfg, self._inputs)
             self._shared.add_streams(trainer)
             seed_everything(derive_seed(member.cfg.EXPERIMENT.SEED, "training"))
             run.steps = Loop(trainer, self._stop, run.clock, len(self._running)).steps(
@@ -228,7 +227,7 @@ def _make_room(run: _Running) -> None:
         run.member.error.__context__ = None
 
 
-def refuse_wandb(cfgs: Iterable[Any]) -> None:
+def refuse_wandb(cfgs: Iterable[Config]) -> None:
     """Raises ConfigError if a configuration has LOG.WANDB on: one process, one run there."""
     if any(cfg.LOG.WANDB for cfg in cfgs):
         raise ConfigError(
@@ -241,7 +240,7 @@ def _refuse_disagreement(members: Sequence[Member]) -> None:
     differing = disagreements(fleet_settings(member.cfg) for member in members)
     if not differing:
         return
-    names = [experiment_name(member.cfg, member.opts) for member in members]
+    names = [experiment_name(member.cfg) for member in members]
     key, values = next(iter(differing.items()))
     other = next(n for n, value in enumerate(values) if value != values[0])
     raise ConfigError(

@@ -1,0 +1,7 @@
+"""The names that ``SOLVER.TRAINER`` may take."""
+
+from __future__ import annotations
+
+from mdistiller.config.registry import MethodRegistry
+
+trainer_dict = MethodRegistry("trainer", "SOLVER.TRAINER", str.upper)
