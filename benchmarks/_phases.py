@@ -67,11 +67,12 @@ def phase_times(step: Any, device: torch.device, args: argparse.Namespace) -> di
     trainer = step.trainer
     places = [
         (trainer.distiller, "forward_teacher", "teacher"),
-        (trainer.distiller, "forward", "forward"),
-        (trainer, "_reference_loss", "forward"),
+        (trainer.distiller, "forward_train", "forward"),
+        (trainer.distiller, "reference_loss", "forward"),
         (GradientRows, "write", "backward"),
         (backward, "gramian", "weighting"),
         (CrossBatchWeighting, "__call__", "weighting"),
+        (backward, "combine", "weighting"),
         (GradientRows, "apply", "weighting"),
         (trainer.optimizer, "step", "optimizer"),
     ]
