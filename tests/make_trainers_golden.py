@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -50,6 +51,24 @@ def measure_here() -> None:
     print(json.dumps({"fingerprint": fingerprint(), "cases": found}))
 
 
+def add_measured(golden: dict[str, Any], found: dict[str, Any], how: str) -> None:
+    """Add what :func:`measure_here` found, unless it is known what such a processor gets.
+
+    Args:
+        golden: the content of the file; changed.
+        how: the processor was limited.
+    """
+    key = found["fingerprint"]
+    if key in golden["fingerprints"]:
+        return
+    golden["fingerprints"][key] = how
+    for case, measured in found["cases"].items():
+        entry = golden["cases"].setdefault(case, {"hashes": {}, "numbers": {}})
+        entry["hashes"][key] = measured["hash"]
+        for name, value in measured["numbers"].items():
+            entry["numbers"].setdefault(name, []).append(value)
+
+
 def main() -> None:
     if sys.argv[1:] == ["--here"]:
         measure_here()
@@ -66,16 +85,7 @@ def main() -> None:
             stdout=subprocess.PIPE,
             check=True,
         )
-        found = json.loads(done.stdout)
-        key = found["fingerprint"]
-        if key in golden["fingerprints"]:
-            continue
-        golden["fingerprints"][key] = f"limit {limit}"
-        for case, measured in found["cases"].items():
-            entry = golden["cases"].setdefault(case, {"hashes": {}, "numbers": {}})
-            entry["hashes"][key] = measured["hash"]
-            for name, value in measured["numbers"].items():
-                entry["numbers"].setdefault(name, []).append(value)
+        add_measured(golden, json.loads(done.stdout), f"limit {limit}")
     GOLDEN_FILE.write_text(json.dumps(golden, indent=1) + "\n")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mdistiller.errors import ConfigError, MdistillerError
 from mdistiller.experiments import compare, runner
-from mdistiller.experiments.compare import Cell, format_table
+from mdistiller.experiments.compare import Compared, format_table
 
 from .study_runs import Instantly
 
@@ -80,9 +80,9 @@ def test_a_failure_ends_it_with_the_last_lines_of_the_log(tmp_path, backend):
 
 def test_the_table_has_paired_differences():
     cells = [
-        Cell("a", np.array([80.0, 82.0]), np.array([81.0, 82.0]), np.array([10.0, 10.0])),
-        Cell("b", np.array([81.0, 83.0]), np.array([81.5, 83.0]), np.array([15.0, 15.0])),
+        Compared("a", np.array([80.0, 82.0]), np.array([81.0, 82.0]), np.array([10.0, 10.0])),
+        Compared("b", np.array([81.0, 83.0]), np.array([81.5, 83.0]), np.array([15.0, 15.0])),
     ]
     text = format_table(cells)
     assert "81.00 +- 1.41" in text and "+1.00 +- 0.00" in text and "1.50x" in text
-    assert "+-" not in format_table([Cell("a", *np.ones((3, 1)))]).splitlines()[2]
+    assert "+-" not in format_table([Compared("a", *np.ones((3, 1)))]).splitlines()[2]

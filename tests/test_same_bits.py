@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from .make_trainers_golden import add_measured
 from .trainer_cases import CASES, GOLDEN_FILE, NOT_STOPPED, OLD_RUN, fingerprint, measure, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +102,23 @@ def test_cases_are_told_apart():
         if not differences(case, {"hash": "", "numbers": numbers}, own=""):
             alike.append((case, other))
     assert alike == []
+
+
+def test_another_processor_is_added_to_the_record_once():
+    found = {"fingerprint": "a", "cases": {"base": {"hash": "1", "numbers": {"weights": 2.0}}}}
+    made: dict[str, Any] = {"fingerprints": {}, "cases": {}}
+    add_measured(made, found, "limit own")
+    other = {"fingerprint": "b", "cases": {"base": {"hash": "3", "numbers": {"weights": 4.0}}}}
+    for _ in range(2):
+        add_measured(made, other, "limit avx2")
+    assert made == {
+        "fingerprints": {"a": "limit own", "b": "limit avx2"},
+        "cases": {"base": {"hashes": {"a": "1", "b": "3"}, "numbers": {"weights": [2.0, 4.0]}}},
+    }
+    # The file that is compared with has this form.
+    for case in golden()["cases"].values():
+        assert case["hashes"].keys() == golden()["fingerprints"].keys()
+        assert {len(values) for values in case["numbers"].values()} == {len(case["hashes"])}
 
 
 def run(tool: str, *arguments: object, cwd: Path) -> str:

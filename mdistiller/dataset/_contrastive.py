@@ -14,7 +14,7 @@ from mdistiller.config.table import nodes_of
 from mdistiller.errors import ConfigError, DataError
 from mdistiller.seeding import derive_seed
 
-# How many standard deviations more than K negatives are drawn, lest they be too few.
+# How many standard deviations more than K negatives are drawn, so that they are enough.
 _MARGIN = 6.0
 
 

@@ -179,7 +179,7 @@ def leave_out_broken(folder: ImageFiles, num_workers: int) -> None:
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=prepare_worker,
-        generator=torch.Generator(),  # lest it draws from the global one
+        generator=torch.Generator(),  # of its own: not the global one
     )
     with read_by_workers(checks) as read:
         found = [result for batch in read for result in batch]

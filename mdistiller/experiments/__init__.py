@@ -1,7 +1,7 @@
 """Many trainings, and what they say together."""
 
 from .backends import LocalBackend, local_slots
-from .compare import Cell, compare, format_table
+from .compare import Compared, compare, format_table
 from .fleet.grouping import ALL
 from .job import Job
 from .plan import Plan, Request
@@ -18,7 +18,7 @@ __all__ = [
     "RESULTS",
     "STUDY",
     "TABLES",
-    "Cell",
+    "Compared",
     "Job",
     "LocalBackend",
     "Place",

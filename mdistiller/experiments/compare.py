@@ -21,7 +21,7 @@ _TEACHERS_TOO = ("LOG.PREFIX", "DATASET.ROOT", "SOLVER.DEVICE", "EXPERIMENT.IMPO
 
 
 @dataclass(frozen=True)
-class Cell:
+class Compared:
     """All seeds of one configuration.
 
     Attributes:
@@ -43,7 +43,7 @@ def compare(
     teacher: str | None = None,
     opts: Sequence[str] = (),
     workers: int = 1,
-) -> list[Cell]:
+) -> list[Compared]:
     """Train every configuration with every seed (unless done already) and collect the results.
 
     Args:
@@ -134,10 +134,10 @@ def _train(first: list[Job], others: list[Job], workers: int) -> None:
         raise MdistillerError(f"another process is training in {job.folder}; wait for it")
 
 
-def _collect(cfg_file: str, jobs: Sequence[Job]) -> Cell:
+def _collect(cfg_file: str, jobs: Sequence[Job]) -> Compared:
     results = [_result(job) for job in jobs]
     columns = (np.array([r[key] for r in results]) for key in ("last_top1", "best_top1", "seconds"))
-    return Cell(cfg_file, *columns)
+    return Compared(cfg_file, *columns)
 
 
 def _result(job: Job) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _result(job: Job) -> dict[str, Any]:
     return result
 
 
-def format_table(cells: list[Cell]) -> str:
+def format_table(cells: list[Compared]) -> str:
     """Mean and sample deviation over the seeds, and paired differences to the first row."""
     width = max(len(c.cfg_file) for c in cells)
     head = f"{'test top-1 in %':<{width}}  n  {'last epoch':>14}  {'best epoch':>14}  seconds/run"

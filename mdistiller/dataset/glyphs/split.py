@@ -10,7 +10,7 @@ import numpy as np
 from mdistiller.seeding import derive_seed
 
 TEST_SHARE = 0.1
-# No group of packages makes up more of the test than this, lest one design decides the result.
+# No group of packages makes up more of the test than this: one design must not decide the result.
 _LARGEST_SHARE = 0.2
 # Root mean square difference (of values in 0..1) of 4x4 block means below which two fonts count
 # as forms of one design. Fonts of one name in two formats lie below 0.03, Latin Modern and

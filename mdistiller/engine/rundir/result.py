@@ -23,7 +23,7 @@ def run_result(
     history: list[dict[str, Any]],
     best: tuple[float, int],
     seconds: float,
-    **facts: Any,
+    **more: Any,
 ) -> dict[str, Any]:
     """Last **and** best accuracy, and what one needs to know to obtain them again.
 
@@ -32,7 +32,7 @@ def run_result(
         best: best test top-1 in percent and its epoch.
         seconds: time of training and validation, interruptions left out; of a run in a fleet
             its part of the process's time (:class:`~mdistiller.engine.runtime.clock.SharedTime`).
-        **facts: further entries, such as the teacher's accuracy.
+        **more: further entries, such as the teacher's accuracy.
     """
     last = history[-1]
     return {
@@ -62,7 +62,7 @@ def run_result(
             "torchvision": metadata.version("torchvision"),
         },
         "commit": source_commit(),
-        **facts,
+        **more,
     }
 
 
