@@ -1,4 +1,4 @@
-"""Write a trained network as state dict, ONNX, TorchScript or torch.export; see --help."""
+"""Write a trained network as state dict, ONNX or torch.export; see --help."""
 
 import sys
 from pathlib import Path
