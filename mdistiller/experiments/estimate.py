@@ -1,7 +1,6 @@
 """What runs will cost, before they are started: seconds and bytes.
 
-Seconds are those of recorded runs of the same kind on this machine where there are any. Otherwise
-some timed steps say what an image costs in each network, and a cost model counts passes: with a
+Some timed steps say what an image costs in each network, and a cost model counts passes: with a
 forward pass T of the teacher and S of the student, a step costs T + 3 S with one backward pass,
 T + 5 S with one for each loss, T + 8 S with a second batch for the reference gradient. Runs that
 share a teacher share T. The input pipeline is left out.
@@ -11,19 +10,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
 
 from mdistiller.config import Config
 from mdistiller.dataset import build_model, image_size, validates_on_heldout
-from mdistiller.device import processor, resolve_device
+from mdistiller.device import resolve_device
 from mdistiller.listing import count_macs
-
-from .schema import Record, settings_of
 
 # Training images, test images, classes.
 DATA = {
@@ -40,12 +35,6 @@ _UNKNOWN_DATA = (50_000, 10_000, 100)
 _PASSES = {"dot": 5, "crd_dot": 5, "multitask": 5, "gradnorm": 5, "gradient_cosine": 5}
 _PASSES_OF_REFERENCE = 3
 
-# Settings with which the time of a step has nothing to do.
-_FREE = (
-    *("EXPERIMENT.", "SOLVER.LR", "SOLVER.EPOCHS", "SOLVER.WARMUP", "SOLVER.SCHEDULE"),
-    *("SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.LABEL_SMOOTHING"),
-    *("DATASET.SUBSET", "DATASET.HOLDOUT", "DISTILLER.TEACHER_CKPT", "REPLAY.FILE"),
-)
 _TIMED_STEPS = 3
 _TIMING_SECONDS = 20.0
 
@@ -53,46 +42,33 @@ _TIMING_SECONDS = 20.0
 def images_of(cfg: Config) -> tuple[int, int]:
     """How many images an epoch trains on and validates on."""
     tested = DATA.get(cfg.DATASET.TYPE, _UNKNOWN_DATA)[1]
-    return _trained(cfg.leaves()), cfg.DATASET.HOLDOUT if validates_on_heldout(cfg) else tested
+    data = cfg.DATASET
+    trained = data.SUBSET or DATA.get(data.TYPE, _UNKNOWN_DATA)[0] - data.HOLDOUT
+    if data.TRAIN_ON_HOLDOUT:
+        trained += data.HOLDOUT
+    return trained, data.HOLDOUT if validates_on_heldout(cfg) else tested
 
 
 class Estimate:
     """Seconds and bytes of runs.
 
     Args:
-        records: of finished runs.
         threads: of one process.
     """
 
-    def __init__(self, records: Iterable[Record], threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         self._threads, self._used = threads, 0.0
-        self._recorded: dict[tuple, list[float]] = {}
         self._timed: dict[tuple[str, str, int], float] = {}
-        here = processor()["cpu"]
-        for record in records:
-            result, machine = record.result, record.machine
-            if machine.get("cpu") == here and result["threads"] == threads:
-                kind = _kind(record.config, result.get("fleet", 1))
-                seconds = result["seconds"] / result["epochs"] / _trained(record.config)
-                self._recorded.setdefault(kind, []).append(seconds)
 
     @property
     def source(self) -> str:
         """How the seconds so far were found, in words."""
-        parts = []
-        if self._recorded:
-            count = sum(map(len, self._recorded.values()))
-            parts.append(f"{count} recorded runs of this machine")
-        if self._timed:
-            names = ", ".join(name for _, name, _ in self._timed)
-            parts.append(f"{_TIMED_STEPS} timed steps of {names} and the cost model of docs")
-        return "; ".join(parts) or "nothing"
+        names = ", ".join(name for _, name, _ in self._timed)
+        return f"{_TIMED_STEPS} timed steps of {names} and the cost model of docs"
 
     def seconds(self, cfg: Config, fleet: int = 1) -> float:
         """Of a whole run: its own and its part of what a fleet of that size shares."""
         images, tested = images_of(cfg)
-        if found := self._recorded.get(_kind(settings_of(cfg), fleet)):
-            return statistics.mean(found) * cfg.SOLVER.EPOCHS * images
         student = self._image_seconds(cfg, cfg.DISTILLER.STUDENT)
         teacher = 0.0
         if cfg.DISTILLER.TYPE != "NONE":
@@ -156,20 +132,7 @@ def passes_of(cfg: Config) -> float:
     return 5 + _PASSES_OF_REFERENCE * part / node.PERIOD
 
 
-def _kind(settings: dict[str, Any], fleet: int) -> tuple:
-    """Runs of one kind cost the same for an image, be a fleet of two or of ten."""
-    kept = {k: str(v) for k, v in settings.items() if not k.startswith(_FREE)}
-    return (fleet > 1, *sorted(item for item in kept.items() if ".LOSS." not in item[0]))
-
-
-def _trained(settings: dict[str, Any]) -> int:
-    """How many images an epoch trains on."""
-    subset, holdout = (settings[f"DATASET.{key}"] for key in ("SUBSET", "HOLDOUT"))
-    images = subset or DATA.get(settings["DATASET.TYPE"], _UNKNOWN_DATA)[0] - holdout
-    return images + settings.get("DATASET.TRAIN_ON_HOLDOUT", False) * holdout
-
-
-def _key(cfg: Any, name: str) -> tuple[str, str, int]:
+def _key(cfg: Config, name: str) -> tuple[str, str, int]:
     """What a network is built from: data set, name, DATASET.IMAGE_SIZE."""
     return cfg.DATASET.TYPE, name, cfg.DATASET.IMAGE_SIZE
 

@@ -149,7 +149,7 @@ def _to_last(fleet: Sequence[Job]) -> str:
 
 def _costs(plan: Plan, work: Work, workers: int, threads: int) -> Iterator[str]:
     """Lines on time and disk."""
-    estimate = Estimate(plan.done.values(), threads)
+    estimate = Estimate(threads)
     sizes = {job.id: len(fleet) for fleet in work.ready for job in fleet}
     left = [plan.jobs[p.id] for p in plan.places if p.id and p.id not in plan.done]
     left += plan.needed_teachers
