@@ -22,7 +22,7 @@ def log_msg(msg: str, mode: str = "INFO") -> str:
     return f"\033[{_COLOURS[mode]}m[{mode}] {msg}\033[0m"
 
 
-def say(msg: str, mode: str = "INFO") -> None:
+def log(msg: str, mode: str = "INFO") -> None:
     """Print ``msg``, with its coloured mode where the output is a terminal that shows colours."""
     stream = steady(sys.stdout)
     stream.write((log_msg(msg, mode) if shows_colours(stream) else msg) + "\n")
@@ -126,3 +126,7 @@ def _occupy_standard_descriptors() -> None:
         except OSError:
             # The lowest free number, hence this one.
             os.open(os.devnull, os.O_RDWR)
+
+
+# Its name until now, for changes that are under way; goes with the last of them.
+say = log

@@ -27,7 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .console import say
+from .console import log
 from .errors import DataError
 
 ATTEMPTS = 3
@@ -71,7 +71,7 @@ def exclusive(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"waiting for another process, which is making {path}")
+            log(f"waiting for another process, which is making {path}")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         # Any other failure will be met again, and told, by who writes there.

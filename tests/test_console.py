@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mdistiller.cli import exit_on_error
-from mdistiller.console import SteadyStream, say, shows_colours, steady_output
+from mdistiller.console import SteadyStream, log, shows_colours, steady_output
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "tools/train.py")]
@@ -65,7 +65,7 @@ def test_a_tool_that_prints_ends_in_one_line():
 
 
 def test_characters_that_the_encoding_lacks_are_replaced():
-    code = "from mdistiller.console import say; say('a \\N{MINUS SIGN} b \\N{RIGHTWARDS ARROW} c')"
+    code = "from mdistiller.console import say; log('a \\N{MINUS SIGN} b \\N{RIGHTWARDS ARROW} c')"
     for encoding in ("cp1252", "ascii"):
         done = shell("", sys.executable, "-c", code, PYTHONIOENCODING=encoding)
         assert done.stdout == "a ? b ? c\n"
@@ -88,12 +88,12 @@ def test_a_failing_stream_is_remembered_and_raises_nothing():
             print("more", file=steady, flush=True)
 
 
-def test_say_works_after_standard_output_was_closed(monkeypatch):
+def test_log_works_after_standard_output_was_closed(monkeypatch):
     closed = io.StringIO()
     closed.close()
     for stream in (closed, None, Broken()):
         monkeypatch.setattr(sys, "stdout", stream)
-        say("to nobody")
+        log("to nobody")
 
 
 def test_a_gone_reader_ends_a_printing_tool_silently(monkeypatch, capsys):

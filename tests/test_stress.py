@@ -23,9 +23,9 @@ from mdistiller.engine.teacher import (
     Look,
     agreement,
     derangement,
+    log_teacher,
     look_at_teacher,
     permute_classes,
-    say_teacher,
 )
 from mdistiller.errors import ConfigError
 from mdistiller.experiments.estimate import images_of
@@ -285,7 +285,7 @@ def loaders(shift=0):
 def look(tmp_path, capsys, *loaders, teacher=None, opts=()):
     cfg = config(tmp_path, "DISTILLER.TEACHER", "resnet56", *opts)
     found = look_at_teacher(cfg, teacher or Knows(), *loaders)
-    say_teacher(cfg, found)
+    log_teacher(cfg, found)
     return found, capsys.readouterr().out
 
 
@@ -322,7 +322,7 @@ def test_a_teacher_far_below_its_published_accuracy_is_noticed(tmp_path, capsys)
     assert f"top-1 {found.top1:.2f} (published 72.34)\n" in printed
     assert "warning: teacher resnet56 is" in printed
     assert "below its published accuracy" in printed
-    say_teacher(config(tmp_path), Look())
+    log_teacher(config(tmp_path), Look())
     assert capsys.readouterr().out == ""
 
 

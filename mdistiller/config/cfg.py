@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.errors import ConfigError
 from mdistiller.shipped import find
 
@@ -103,4 +103,4 @@ def dump_cfg(cfg: Config) -> str:
 
 def show_cfg(cfg: Config) -> None:
     """Print :func:`dump_cfg`."""
-    say(f"CONFIG:\n{dump_cfg(cfg)}")
+    log(f"CONFIG:\n{dump_cfg(cfg)}")

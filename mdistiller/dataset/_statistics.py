@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mdistiller.config import Config
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.download import exclusive
 from mdistiller.errors import ConfigError, DataError
 
@@ -64,7 +64,7 @@ def mean_and_std(
             f"{path}: mean and std are of {found['images']} training images, and now there are "
             f"{len(train)}; delete it to have them computed anew, for a teacher and students"
         )
-    say(f"mean {found['mean']}, std {found['std']} of the training images, from {path}")
+    log(f"mean {found['mean']}, std {found['std']} of the training images, from {path}")
     return _triple(found["mean"]), _triple(found["std"])
 
 

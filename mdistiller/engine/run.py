@@ -10,7 +10,7 @@ from torch import nn
 
 from mdistiller.config import CFG, Config, experiment_name, images_beside, show_cfg
 from mdistiller.config.cfg import resolved
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.dataset import Loader, build_model, dataset_dict, get_dataset, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
@@ -23,7 +23,7 @@ from .runtime.determinism import name_nondeterministic, use_deterministic_algori
 from .runtime.distributed import joined_by_torchrun
 from .runtime.memory import keep_freed_memory
 from .settle import settle_statistics
-from .teacher import Look, build_teacher, evaluate, look_at_teacher, say_teacher
+from .teacher import Look, build_teacher, evaluate, log_teacher, look_at_teacher
 from .trainers.base import BaseTrainer
 
 
@@ -103,14 +103,14 @@ def build_trainer(cfg: Config, shared: SharedInputs | None = None) -> BaseTraine
     wrong = getattr(train_loader, "wrong_labels", None)
     if cfg.DATASET.LABEL_NOISE and wrong is not None:
         trainer.extra_results["wrong_labels"] = 100 * wrong
-        say(
+        log(
             f"label noise, {cfg.DATASET.LABEL_NOISE_KIND}: {100 * wrong:.2f} % "
             "of the training labels are wrong"
         )
     if distiller.teacher is not None:
         if shared.teacher is None:
             shared.teacher = look_at_teacher(cfg, distiller.teacher, train_loader, val_loader)
-        say_teacher(cfg, shared.teacher)
+        log_teacher(cfg, shared.teacher)
         trainer.extra_results |= shared.teacher.results
     return trainer
 
@@ -130,13 +130,13 @@ def run_training(cfg: Config, resume: bool = False, allow_changes: bool = False)
         seed_everything(derive_seed(cfg.EXPERIMENT.SEED, "training"))
         with name_nondeterministic():
             result = trainer.train(resume, allow_changes)
-        say_result(result, trainer)
+        log_result(result, trainer)
     return result
 
 
-def say_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
+def log_result(result: dict[str, Any], trainer: BaseTrainer) -> None:
     """Print how a run ended."""
-    say(
+    log(
         f"top-1 of the last epoch {result['last_top1']:.2f}, best {result['best_top1']:.2f} "
         f"(epoch {result['best_epoch']}); everything is in {trainer.log_path}",
         "EVAL",

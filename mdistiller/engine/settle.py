@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.models import name_of
 
 # Of a training, the last part of which the running statistics are to be a mean.
@@ -30,7 +30,7 @@ def settle_statistics(student: nn.Module, steps: int) -> None:
             raised.add(module.momentum)
             module.momentum = least
     if raised:
-        say(
+        log(
             f"student {name_of(student)}: BatchNorm momentum "
             f"{', '.join(f'{m:.3g}' for m in sorted(raised))} raised to {least:.3g}; in {steps} "
             "steps its running statistics would lag behind"

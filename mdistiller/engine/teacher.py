@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mdistiller.config import Config
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.dataset import build_model, load_teacher
 from mdistiller.device import resolve_device
 from mdistiller.errors import ConfigError
@@ -202,7 +202,7 @@ def look_at_teacher(
     return Look(top1, batch)
 
 
-def say_teacher(cfg: Config, look: Look) -> None:
+def log_teacher(cfg: Config, look: Look) -> None:
     """Print how good the teacher is, and warn where it is probably the wrong one."""
     name, words, warnings = cfg.DISTILLER.TEACHER, [], []
     if look.top1 is not None:
@@ -221,9 +221,9 @@ def say_teacher(cfg: Config, look: Look) -> None:
         if look.batch.at_chance:
             warnings.append(_at_chance(cfg, look.batch))
     if words:
-        say(f"teacher {name}: {', '.join(words)}", "EVAL")
+        log(f"teacher {name}: {', '.join(words)}", "EVAL")
     for warning in warnings:
-        say(f"warning: teacher {name} {warning}", "WARN")
+        log(f"warning: teacher {name} {warning}", "WARN")
 
 
 def _at_chance(cfg: Config, found: Agreement) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from mdistiller.config import runs_like
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.engine.batch import Trainable
 from mdistiller.engine.epoch import EpochState
 from mdistiller.engine.meters import DeviceMeter
@@ -137,9 +137,9 @@ class Checkpoints:
         # One process reads for all, which may be on machines that do not share a disk.
         state = trainer.world.from_writer(lambda: _read(path))
         if state is None:
-            say(f"{path}: no checkpoint yet, so this run starts from the beginning")
+            log(f"{path}: no checkpoint yet, so this run starts from the beginning")
             for other in runs_like(trainer.cfg):
-                say(f"{other} holds a run of the same configuration under another name", "WARN")
+                log(f"{other} holds a run of the same configuration under another name", "WARN")
             return 0, EpochState()
         changed: list[str] = []
         # mdistiller's own checkpoints have neither of the two.
@@ -149,7 +149,7 @@ class Checkpoints:
             if "sums" in state:
                 refuse_changes_within_an_epoch(changed, state["epoch"] + 1, state["step"])
             for change in changed:
-                say(f"changed since the checkpoint: {change}", "WARN")
+                log(f"changed since the checkpoint: {change}", "WARN")
             refuse_other_teacher(state["teacher"], self.teacher)
         try:
             return self._restore(tree_map_only(Tensor, self._to_device, state), changed)
@@ -185,7 +185,7 @@ class Checkpoints:
         """Continue from ``state``, with this configuration's settings where some have changed."""
         optimizer = self._trainer.optimizer
         if any(change.startswith(_OTHER_OPTIMIZER) for change in changed):
-            say("the optimizer is another one, so its moving averages begin anew", "WARN")
+            log("the optimizer is another one, so its moving averages begin anew", "WARN")
             return
         own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         optimizer.load_state_dict(state)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.errors import MdistillerError
 
 from .files import UNSUPPORTED, remove_unfinished
@@ -111,7 +111,7 @@ def open_folder(folder: Path, keep: bool) -> RunLock:
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         folder.rename(aside)
-        say(f"the earlier run in {folder} is now in {aside}")
+        log(f"the earlier run in {folder} is now in {aside}")
         lock.release()
         folder.mkdir()
         return RunLock(folder)

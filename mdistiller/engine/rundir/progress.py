@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from mdistiller.console import say, steady
+from mdistiller.console import log, steady
 
 
 class Progress:
@@ -65,7 +65,7 @@ class Progress:
             f"test {entry['test_acc']:.2f} (best {entry['best_acc']:.2f})  "
             f"{entry['images_per_second']:.0f} images/s  ETA {_duration(left)}"
         )
-        say(line, "TRAIN")
+        log(line, "TRAIN")
 
     def close(self) -> None:
         """Remove an unfinished bar, so that what is printed next begins a line."""

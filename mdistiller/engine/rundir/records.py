@@ -19,7 +19,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from mdistiller.config import Config, dump_cfg
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.errors import ConfigError
 
 from .files import UNSUPPORTED, append_text, appending_to, write_text
@@ -80,7 +80,7 @@ class RunRecord:
             lines.append(last_entry)
         missing = [epoch for epoch in range(1, after_epoch + 1) if epoch not in found]
         if missing:
-            say(
+            log(
                 f"{self._metrics} lacks {len(missing)} of the {after_epoch} epochs before, so "
                 f"their accuracies (from epoch {missing[0]} on) cannot be shown; training goes on",
                 "WARN",
@@ -291,7 +291,7 @@ class WandbRun:
     def _give_up(self, error: Exception, consequence: str) -> None:
         self._run = None
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        say(f"Weights & Biases failed ({reason}): {consequence}, training goes on", "WARN")
+        log(f"Weights & Biases failed ({reason}): {consequence}, training goes on", "WARN")
 
 
 def _logged_in(wandb: Any) -> bool:

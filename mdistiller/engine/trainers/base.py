@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mdistiller.config import Config, Settings
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller
 from mdistiller.engine.batch import Batch, DeviceTransform, StepResult, epoch_of, to_device
@@ -72,7 +72,7 @@ class BaseTrainer:
         self.world = World()
         self.train_loader, self.val_loader = self.shard(train_loader), self.shard(val_loader)
         if self.world.size > 1 and self.distiller.relates_images:
-            say(
+            log(
                 f"{type(self.distiller).__name__} relates the images of a batch to one another; "
                 f"with {self.world.size} processes each sees its own part only, so the result is "
                 "not that of one process",

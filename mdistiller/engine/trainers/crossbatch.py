@@ -19,7 +19,7 @@ from mdistiller.config import (
     one_of,
     positive,
 )
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.distillers import Distiller
 from mdistiller.engine.batch import Batch, StepResult, epoch_of
 from mdistiller.engine.runtime.distributed import fraction_of
@@ -191,7 +191,7 @@ class CrossBatchTrainer(BaseTrainer):
         except NothingShared as error:
             raise ConfigError(f"CROSSBATCH.THETA shared: {error}; leave it at student") from None
         if self.weighting.shared is not None and not known:
-            self._say_what_is_shared(self.weighting.shared)
+            self._log_what_is_shared(self.weighting.shared)
         self._weights = (solved.ce, solved.kd)
         weights = torch.stack(self._weights)
         both = torch.stack([torch.ones_like(weights), weights])
@@ -204,10 +204,10 @@ class CrossBatchTrainer(BaseTrainer):
         }
         return StepResult(logits, losses, diagnostics, gradients, self._weights)
 
-    def _say_what_is_shared(self, shared: list[bool]) -> None:
+    def _log_what_is_shared(self, shared: list[bool]) -> None:
         names = [n for n, p in self.distiller.student.named_parameters() if p.requires_grad]
         others = [name for name, both in zip(names, shared, strict=True) if not both]
-        say(
+        log(
             f"CROSSBATCH.THETA shared: both losses reach {sum(shared)} of the student's "
             f"{len(shared)} parameters; the plain gradient goes to {', '.join(others) or 'none'}"
         )

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from mdistiller.config import Config, experiment_name, show_cfg
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.dataset import contrastive_settings
 from mdistiller.engine.loop import Loop, Position
-from mdistiller.engine.run import SharedInputs, build_trainer, say_result
+from mdistiller.engine.run import SharedInputs, build_trainer, log_result
 from mdistiller.engine.runtime.determinism import name_nondeterministic
 from mdistiller.engine.runtime.memory import keep_freed_memory
 from mdistiller.engine.runtime.signals import StopRequest
@@ -153,7 +153,7 @@ class Fleet:
             self._advance(run)
             # After its checkpoint was loaded, which holds the teacher's weights.
             if run.active and not self._shared.add_teacher(trainer.distiller):
-                say("this run's teacher is not the fleet's, or changes in training: it has its own")
+                log("this run's teacher is not the fleet's, or changes in training: it has its own")
 
     def _furthest_behind(self) -> list[_Running]:
         active = [run for run in self._running if run.active and run.steps is not None]
@@ -174,7 +174,7 @@ class Fleet:
             run.position = next(run.steps)
         except StopIteration as end:
             run.member.result = end.value
-            say_result(end.value, run.trainer)
+            log_result(end.value, run.trainer)
 
     @contextmanager
     def _turn(self, run: _Running) -> Iterator[None]:
