@@ -413,30 +413,35 @@ def test_own_images(row, tools):
 
 FILE = Path(__file__).parent / "file_network.py"
 NETWORKS = {
-    "no such one in timm": ("STUDENT", "timm:resnet10"),
-    "of an unknown library": ("STUDENT", "torchvison:resnet18"),
-    "a file that is missing": ("STUDENT", "none.py:small"),
-    "a name that its file does not have": ("STUDENT", f"{FILE}:smal"),
-    "a module that does not exist": ("FEATURES.STUDENT", "[layer1, layr2]"),
-    "a module that gives no map": ("FEATURES.STUDENT", "[layer1, fc]"),
-    "without what the method compares": ("STUDENT", "timm:test_vit", "DISTILLER.TYPE", "AT"),
-    "images of a size that it does not take": ("STUDENT", f"{FILE}:only_large"),
-    "a teacher of other classes": ("TEACHER", "timm:test_resnet"),
-    "published weights of other classes": ("TEACHER_CKPT", "pretrained"),
+    "network: no such one in timm": ("STUDENT", "timm:resnet10"),
+    "network: of an unknown library": ("STUDENT", "torchvison:resnet18"),
+    "network: a file that is missing": ("STUDENT", "none.py:small"),
+    "network: a name that its file does not have": ("STUDENT", f"{FILE}:smal"),
+    "network: a module that does not exist": ("FEATURES.STUDENT", "[layer1, layr2]"),
+    "network: a module that gives no map": ("FEATURES.STUDENT", "[layer1, fc]"),
+    "network: without what the method compares": (
+        "STUDENT",
+        "timm:test_vit",
+        "DISTILLER.TYPE",
+        "AT",
+    ),
+    "network: images of a size that it does not take": ("STUDENT", f"{FILE}:only_large"),
+    "network: a teacher of other classes": ("TEACHER", "timm:test_resnet"),
+    "network: published weights of other classes": ("TEACHER_CKPT", "pretrained"),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_networks_of_others(tools):
     pytest.importorskip("timm")
-    assert {f"network: {name}" for name in NETWORKS} == {n for n in ROWS if n[:9] == "network: "}
+    assert set(NETWORKS) == {n for n in ROWS if n.startswith("network: ")}
     teacher = tools.saved("teacher", "timm:test_resnet", 7)
-    for name, (key, *values) in NETWORKS.items():
+    for row, (key, *values) in NETWORKS.items():
         opts = ["DISTILLER.STUDENT", "timm:test_resnet", "DISTILLER.TEACHER", "timm:test_resnet"]
         opts += ["DISTILLER.TEACHER_CKPT", teacher, f"DISTILLER.{key}", *values]
         if not key.startswith("TEACHER"):
             opts += ["DISTILLER.TEACHER_FAULT", "random"]
-        assert_row(f"network: {name}", tools.train(KD, *opts))
+        assert_row(row, tools.train(KD, *opts))
 
 
 def test_glyphs(tools, tmp_path):

@@ -89,6 +89,9 @@ def _text(key: str, value: Any, setting: Setting) -> str:
 def _texts(key: str, value: Any) -> list[str]:
     if isinstance(value, str) and getattr(value, "typed", "") is not None:
         found = _literal(value, False) if value.strip().startswith(("[", "(")) else value
+        if isinstance(found, str) and found.strip()[:1] + found.strip()[-1:] == "[]":
+            # As YAML has it, names without quotes.
+            found = [part.strip().strip("'\"") for part in found.strip()[1:-1].split(",")]
         value = [found] if isinstance(found, str) else found
     if isinstance(value, (list, tuple)) and all(isinstance(v, str) and v for v in value):
         return [str(v) for v in value]
