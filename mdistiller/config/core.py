@@ -179,6 +179,13 @@ CORE: dict[str, Settings] = {
             kind="texts",
         ),
         "FEATURES.STUDENT": Setting([], doc="likewise", kind="texts"),
+        "TEACHER_CACHE": Setting(
+            "",
+            doc="file of the teacher's answers, of `tools/cache_teacher.py`, to be read instead of "
+            "running the teacher, see [performance](performance.md)",
+            affects_result=False,
+            kind="path",
+        ),
         "TEACHER_FAULT": Setting(
             "none",
             one_of("none", "permute", "random"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,6 +63,14 @@ class ImageArray(Dataset):
     def images(self) -> Tensor:
         """The images [N, 3, H, W] uint8 without the border (may be a view)."""
         return self._images
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 (hexadecimal) over the shape and the pixels of the images, labels left out."""
+        digest = hashlib.sha256(str(list(self._images.shape)).encode())
+        for images in self._images.split(1024):
+            digest.update(images.contiguous().numpy())
+        return digest.hexdigest()
 
     def take(self, index: Tensor, padding: int | None = None) -> ImageArray:
         """A set of the images at ``index`` [M] alone, of the same classes.
@@ -132,7 +141,7 @@ class ArrayLoader(Loader):
         )
         self.device = device
         self.mean, self.std = tuple(recipe.mean), tuple(recipe.std)
-        self._flip = recipe.flip
+        self.recipe = recipe
         self._shape = dataset.images.shape[1:]
         self._pixels = dataset.padded.to(device).flatten()
         self._targets = dataset.targets.to(device)
@@ -174,23 +183,53 @@ class ArrayLoader(Loader):
         return image.float().mul_(self._scale).add_(self._shift)
 
     def _draw(self, epoch: int, order: Tensor, view: str = "") -> tuple[Tensor, Tensor]:
-        """Of each image of an epoch: the first pixel of its crop, and whether to flip (0 or 1).
+        """Of each image of an epoch: the first pixel of its crop, and whether to flip (0 or 1)."""
+        return self._placed(order, *self._shifts(epoch, order, view))
+
+    def _shifts(self, epoch: int, order: Tensor, view: str = "") -> tuple[Tensor, Tensor, Tensor]:
+        """Of each image of an epoch: how far its crop lies down and right, and whether to flip.
 
         Args:
             view: names the random streams of another view than the first.
         """
-        channels, height, width = self.dataset.padded.shape[1:]
         padding = self.dataset.padding
         down = right = torch.full_like(order, padding)
         flip = torch.zeros_like(order)
         if self.train:
             rng = self._generator(epoch, f"{view}crop")
             down, right = torch.randint(2 * padding + 1, (2, len(order)), generator=rng)
-            if self._flip:
+            if self.recipe.flip:
                 rng = self._generator(epoch, f"{view}flip")
                 flip = torch.randint(2, (len(order),), generator=rng)
-        corner = order * (channels * height * width) + down * width + right
+        return down, right, flip
+
+    def _placed(
+        self, index: Tensor, down: Tensor, right: Tensor, flip: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        channels, height, width = self.dataset.padded.shape[1:]
+        corner = index * (channels * height * width) + down * width + right
         return corner.to(self.device), flip.to(self.device)
+
+    @property
+    def variants(self) -> int:
+        """How many crops and flips of an image there are."""
+        return (2 * self.dataset.padding + 1) ** 2 * (2 if self.recipe.flip else 1)
+
+    def _variant(self, epoch: int, order: Tensor) -> Tensor:
+        down, right, flip = self._shifts(epoch, order)
+        shift = down * (2 * self.dataset.padding + 1) + right
+        return shift * 2 + flip if self.recipe.flip else shift
+
+    def views(self, index: Tensor, variant: Tensor) -> Tensor:
+        """The images ``index`` [B] in the crops and flips ``variant`` [B]: [B, 3, H, W] float32.
+
+        Args:
+            index, variant: int64, on the CPU; a variant lies in 0..:attr:`variants` - 1.
+        """
+        flips, side = 2 if self.recipe.flip else 1, 2 * self.dataset.padding + 1
+        shift, flip = variant // flips, variant % flips
+        placed = self._placed(index, shift // side, shift % side, flip)
+        return self._view(slice(None), placed)
 
 
 def _windows(dataset: ImageArray) -> Tensor:

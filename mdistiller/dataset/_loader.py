@@ -28,18 +28,26 @@ class Labelled(Protocol):
     def __len__(self) -> int: ...
 
 
+class Answers(Protocol):
+    """A teacher's answers to every variant of every image of a data set."""
+
+    def rows(self, index: Tensor, variant: Tensor) -> Tensor: ...
+
+
 class Loader(ABC):
     """Batches of a data set, a pure function of (seed, stream name, epoch).
 
     A training loader shuffles and yields ``(image, target, index)``, or
-    ``(image, target, index, contrastive_index, strong)`` where asked to; any other keeps the order
-    of the data set and yields ``(image, target)``:
+    ``(image, target, index, contrastive_index, strong, answers)`` up to the last one that is asked
+    for; any other keeps the order of the data set and yields ``(image, target)``:
 
     * ``image`` [B, 3, H, W] float32, normalised; ``target`` [B] int64, the class labels;
     * ``index`` [B] int64, the images' positions in the data set;
-    * ``contrastive_index`` [B, K + 1] int64, the positive's position and K negatives'; without
-      columns where only ``strong`` is asked for;
-    * ``strong`` [B, 3, H, W] float32, the same images under strong augmentation.
+    * ``contrastive_index`` [B, K + 1] int64, the positive's position and K negatives';
+    * ``strong`` [B, 3, H, W] float32, the same images under strong augmentation;
+    * ``answers`` [B, width], the rows of :attr:`answers` for the images as they are augmented.
+
+    Of the last three, what is not asked for has no columns.
 
     The last batch of an epoch may be smaller; none is left out. A batch size beyond the size of
     the data set gives one batch with everything. Each pass takes the next epoch, counted
@@ -59,12 +67,15 @@ class Loader(ABC):
             made wrong; None where the data set knows nothing of that key.
         heldout: of a training loader, one like it of the images of ``DATASET.HOLDOUT``, for
             which nothing is contrasted; None if there are none.
+        answers: a teacher's answers, to be given with each batch; None for none. Only a loader
+            that knows its images' variants can.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     wrong_labels: float | None = None
     heldout: Loader | None = None
+    answers: Answers | None = None
 
     def __init__(
         self,
@@ -103,6 +114,7 @@ class Loader(ABC):
         batch_size: int | None = None,
         contrastive: bool = False,
         strong: bool = False,
+        answers: bool = False,
     ) -> Loader:
         """A loader over the same data, in memory once, with a random stream of its own.
 
@@ -111,8 +123,10 @@ class Loader(ABC):
             batch_size: None stands for this loader's.
             contrastive: yield contrastive indices too; needs a run that has settings for them.
             strong: yield a second view of each image too.
+            answers: yield the teacher's answers too, where this loader does.
         """
         other = copy.copy(self)
+        other.answers = self.answers if answers else None
         other.name = name
         other.batch_size = self.batch_size if batch_size is None else batch_size
         other._sampler = (self._sampler or self._make_sampler()) if contrastive else None
@@ -178,18 +192,28 @@ class Loader(ABC):
     def _run(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, ...]]:
         order = self._order(epoch)
         batches = self._batches(epoch, order, start_batch)
+        variant = None if self.answers is None else self._variant(epoch, order)
         for number, (image, target, index, *strong) in enumerate(batches, start_batch):
             if not self.train:
                 yield image, target
-            elif self._sampler is not None:
-                # From the order, not from index, which may be on another device.
-                rows = order[self._rows(number)]
-                drawn = self._sampler.sample(rows, self.seed, self.name, epoch, "contrast", number)
-                yield image, target, index, drawn.to(index.device), *strong
-            elif strong:
-                yield image, target, index, index.new_empty(len(index), 0), *strong
-            else:
-                yield image, target, index
+                continue
+            rows = self._rows(number)
+            # From the order, not from index, which may be on another device.
+            own, drawn, answers = order[rows], None, None
+            if self._sampler is not None:
+                drawn = self._sampler.sample(own, self.seed, self.name, epoch, "contrast", number)
+                drawn = drawn.to(index.device)
+            if self.answers is not None and variant is not None:
+                answers = _moved(self.answers.rows(own, variant[rows]), index.device)
+            beside = [drawn, strong[0] if strong else None, answers]
+            while beside and beside[-1] is None:
+                beside.pop()
+            nothing = index.new_empty(len(index), 0)
+            yield image, target, index, *(nothing if x is None else x for x in beside)
+
+    def _variant(self, epoch: int, order: Tensor) -> Tensor:
+        """The number [N] of the crop and flip of each image of ``order``, on the CPU."""
+        raise ConfigError(f"{type(self).__name__} does not know its images' variants")
 
     def _order(self, epoch: int) -> Tensor:
         total = len(self.dataset)
@@ -211,3 +235,10 @@ class Loader(ABC):
 
         With :attr:`strong` the second view follows.
         """
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -136,6 +136,7 @@ class CRD(Distiller):
     }
 
     needs_contrast = True
+    reads_cache = ("pooled_feat",)
 
     # The memory bank and its normalising constants would differ between processes.
     data_parallel = False

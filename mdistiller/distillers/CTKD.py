@@ -81,6 +81,7 @@ class CTKD(Distiller):
         ),
     }
     compares_logits = True
+    reads_cache = ("logits",)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

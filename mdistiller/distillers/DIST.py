@@ -69,6 +69,7 @@ class DIST(Distiller):
         "TEMPERATURE": Setting(4.0, positive, "softens both predictions; ImageNet: 1"),
     }
     compares_logits = True
+    reads_cache = ("logits",)
     relates_images = True
 
     def __init__(self, student, teacher, cfg) -> None:

@@ -61,6 +61,7 @@ class DKD(Distiller):
         "WARMUP": Setting(20, doc="epochs over which the distillation loss is faded in"),
     }
     compares_logits = True
+    reads_cache = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)

@@ -45,6 +45,7 @@ class KD(Distiller):
         "TEMPERATURE": Setting(4, positive, "softens both predictions", kind="real"),
     }
     compares_logits = True
+    reads_cache = ("logits",)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)

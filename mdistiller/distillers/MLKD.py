@@ -129,6 +129,7 @@ class MLKD(Distiller):
         ),
     }
     compares_logits = True
+    reads_cache = ("logits",)
     relates_images = True
     distillation_losses = ("loss_kd", "loss_bc", "loss_cc")
 

@@ -57,6 +57,7 @@ class NKD(Distiller):
         "TEMPERATURE": Setting(1.0, positive, "softens the other classes; CIFAR-100: 3"),
     }
     compares_logits = True
+    reads_cache = ("logits",)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -46,6 +46,7 @@ class PKT(Distiller):
 
     family, needs, year = "relations", "pooled features", 2018
     relates_images = True
+    reads_cache = ("pooled_feat",)
     settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=30000.0)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:

@@ -56,6 +56,7 @@ class PLD(Distiller):
         "TEMPERATURE": Setting(1.0, positive, "of the teacher"),
     }
     compares_logits = True
+    reads_cache = ("logits",)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

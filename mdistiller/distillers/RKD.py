@@ -100,6 +100,7 @@ class RKD(Distiller):
 
     family, needs, year = "relations", "pooled features", 2019
     relates_images = True
+    reads_cache = ("pooled_feat",)
     settings = {
         **loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=1.0),
         "DISTANCE_WEIGHT": Setting(25, doc="of the distance loss", kind="real"),

@@ -78,6 +78,7 @@ class RLD(Distiller):
         "WARMUP": Setting(20, not_negative, "epochs of linear warm-up of the distillation loss"),
     }
     compares_logits = True
+    reads_cache = ("logits",)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

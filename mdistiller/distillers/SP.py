@@ -46,6 +46,7 @@ class SP(Distiller):
 
     family, needs, year = "relations", "maps", 2019
     relates_images = True
+    reads_cache = ("last_map",)
     settings = loss_weights(CE_WEIGHT=1.0, FEAT_WEIGHT=3000.0)
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:

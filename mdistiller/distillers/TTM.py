@@ -43,6 +43,7 @@ class TransformedTeacher(Distiller):
     """What TTM and WTTM share; a subclass says which node and which loss."""
 
     compares_logits = True
+    reads_cache = ("logits",)
     node: str
     loss: Callable[..., Tensor]
 

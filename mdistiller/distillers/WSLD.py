@@ -63,6 +63,7 @@ class WSLD(Distiller):
         "TEMPERATURE": Setting(4.0, positive, "softens both predictions"),
     }
     compares_logits = True
+    reads_cache = ("logits",)
 
     def __init__(self, student, teacher, cfg) -> None:
         super().__init__(student, teacher, cfg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,18 @@ from mdistiller.models import Foreign
 from mdistiller.weighting import frozen_statistics
 
 from .LSKD import standardize
+
+
+class Recall(Protocol):
+    """Turns rows of a file of a teacher's answers into the answers.
+
+    Attributes:
+        id: of the file's content.
+    """
+
+    id: str
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Any]: ...
 
 
 class Distiller(nn.Module):
@@ -52,6 +64,10 @@ class Distiller(nn.Module):
     # Whether the distillation loss compares the two networks' logits.
     compares_logits = False
 
+    # All that the method reads of the teacher's answers, if a file of them can hold it: "logits",
+    # "pooled_feat", "last_map" (the last of ``feats``); nothing where it needs more than that.
+    reads_cache: tuple[str, ...] = ()
+
     # Whether each process of a training may see its part of a batch only (torchrun).
     data_parallel = True
 
@@ -84,6 +100,8 @@ class Distiller(nn.Module):
         self.teacher = teacher
         # What forward_teacher calls; a trainer may put a faster equivalent here.
         self.run_teacher: Callable[[Tensor], tuple[Tensor, Any]] | None = None
+        # What the rows mean that come with a batch, where the teacher's answers are on file.
+        self.recall: Recall | None = None
         self.standardized = cfg is not None and bool(cfg.DISTILLER.LOGIT_STANDARDIZATION)
         if cfg is not None:
             self._check_standardization(cfg)
@@ -114,6 +132,10 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def forward_teacher(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """The teacher's (logits, features) of ``image`` [B, 3, H, W], without a graph."""
+        # Other images than a batch's, such as a second view, have none.
+        answers = getattr(image, "answers", None)
+        if self.recall is not None and answers is not None:
+            return self.recall(answers)
         return (self.run_teacher or self.own_teacher)(image)
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:

@@ -24,15 +24,15 @@ DeviceTransform = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 @dataclass
 class Batch:
-    """One step's images and what is known of them; the first five as a loader yields them.
+    """One step's images and what is known of them; the first six as a loader yields them.
 
     Attributes:
         image: [B, 3, H, W].
         target: class labels [B].
         index: positions in the training set [B]; None where the loader gives none.
-        contrastive_index: [B, K + 1]; None, or without columns, for a method that contrasts
-            nothing.
+        contrastive_index: [B, K + 1]; None for a method that contrasts nothing.
         strong: the images under strong augmentation [B, 3, H, W] (DATASET.STRONG_VIEW).
+        answers: the teacher's, as rows of a file [B, width] (DISTILLER.TEACHER_CACHE).
         step: number of the step in the whole run, from 0.
         fraction: this process's part of the images of all processes; 0 for a stand-in. A mean
             over these images, times this, is its part of the mean over those of all processes.
@@ -44,20 +44,30 @@ class Batch:
     index: Tensor | None = None
     contrastive_index: Tensor | None = None
     strong: Tensor | None = None
+    answers: Tensor | None = None
     _: KW_ONLY
     step: int = 0
     fraction: float = 1.0
     auxiliary: Batch | None = None
+
+    def __post_init__(self) -> None:
+        # What was not asked for, but stands before something that was, has no columns.
+        for name in ("contrastive_index", "strong"):
+            value = getattr(self, name)
+            if value is not None and not value.shape[1]:
+                setattr(self, name, None)
+        if self.answers is not None:
+            # Where the distiller finds them that shows this tensor, and no other, to its teacher.
+            self.image.answers = self.answers  # type: ignore[attr-defined]
 
     def inputs(self, epoch: int) -> dict[str, Any]:
         """A distiller's keyword arguments: what there is of this batch, and the epoch."""
         found: dict[str, Any] = {"image": self.image, "target": self.target, "epoch": epoch}
         if self.index is not None:
             found["index"] = self.index
-        if self.contrastive_index is not None and self.contrastive_index.shape[1]:
-            found["contrastive_index"] = self.contrastive_index
-        if self.strong is not None:
-            found["strong"] = self.strong
+        for name in ("contrastive_index", "strong"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = value
         return found
 
 

@@ -16,6 +16,7 @@ from mdistiller.errors import ConfigError
 from mdistiller.models.foreign import is_foreign
 
 from . import trainer_dict
+from .caching.answers import check_cache
 from .optim import optimizer_dict
 from .runtime.precision import check_amp, check_compile
 from .trainers.crossbatch import CrossBatchTrainer
@@ -45,6 +46,7 @@ def _check(cfg: Config) -> None:
     distiller_dict[cfg.DISTILLER.TYPE].check(cfg)
     trainer_dict[cfg.SOLVER.TRAINER].check(cfg)
     _check_data(cfg)
+    check_cache(cfg)
 
 
 def _check_names(cfg: Config) -> None:

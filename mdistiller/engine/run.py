@@ -18,6 +18,7 @@ from mdistiller.models.foreign import PRETRAINED, adapt_input
 from mdistiller.seeding import derive_seed, seed_everything
 
 from . import trainer_dict
+from .caching.answers import attach_cache
 from .check import check_config
 from .runtime.determinism import name_nondeterministic, use_deterministic_algorithms
 from .runtime.distributed import joined_by_torchrun
@@ -96,9 +97,12 @@ def build_trainer(cfg: Config, shared: SharedInputs | None = None) -> BaseTraine
     train_loader, val_loader, num_data, num_classes = shared.data
     distiller = build_distiller(cfg, num_classes, num_data, train_loader)
     settle_statistics(distiller.student, cfg.SOLVER.EPOCHS * len(train_loader))
+    attach_cache(cfg, distiller, train_loader)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg), distiller, train_loader, val_loader, cfg
     )
+    if distiller.recall is not None:
+        trainer.extra_results["teacher_cache"] = distiller.recall.id
     # A loader of somebody's own need not know of it.
     wrong = getattr(train_loader, "wrong_labels", None)
     if cfg.DATASET.LABEL_NOISE and wrong is not None:

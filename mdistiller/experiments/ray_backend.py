@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -128,6 +129,30 @@ class RayBackend:
 
     def close(self) -> None:
         self._ray.shutdown()
+
+
+def run_on_ray(commands: Sequence[list[str]], address: str, log: Path) -> list[int]:
+    """Run Python with each of ``commands`` as a task of its own; returns their exit statuses.
+
+    Args:
+        commands: what follows the interpreter; PARENT stands for the id of the task's process.
+        address: of a running cluster, as for ``ray.init``.
+        log: takes what they print.
+
+    Raises:
+        MdistillerError: Ray is not there, or a task was lost too often.
+    """
+    ray = import_ray()
+    _join(ray, address, None, None)
+    try:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_make_task())
+        variables = training_variables(1)
+        return ray.get([task.remote(os.getcwd(), c, variables, str(log)) for c in commands])
+    except ray.exceptions.RayError as error:
+        raise MdistillerError(f"Ray: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        ray.shutdown()
 
 
 def _join(ray: ModuleType, address: str | None, workers: int | None, threads: int | None) -> None:

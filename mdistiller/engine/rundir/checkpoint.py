@@ -55,7 +55,7 @@ class Checkpoints:
 
     def __init__(self, trainer: Trainable, clock: Callable[[], float]) -> None:
         self._trainer, self._clock = trainer, clock
-        self.teacher = teacher_reference(trainer.cfg, trainer.distiller.teacher)
+        self.teacher = teacher_reference(trainer.cfg, trainer.distiller)
         self.best = (-1.0, 0)
         self.entry: dict[str, Any] | None = None
         self._seconds_before, self._start = 0.0, clock()

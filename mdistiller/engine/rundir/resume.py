@@ -10,6 +10,7 @@ from torch import nn
 
 from mdistiller.config import CFG, Config, used_groups
 from mdistiller.config.names import affects_result
+from mdistiller.distillers import Distiller
 from mdistiller.errors import CheckpointError, ConfigError
 
 
@@ -75,15 +76,19 @@ def refuse_changes_within_an_epoch(changes: list[str], epoch: int, step: int) ->
         )
 
 
-def teacher_reference(cfg: Config, teacher: nn.Module | None) -> dict[str, str] | None:
-    """Name, file and SHA-256 of the weights of a run's teacher; None without one."""
-    if teacher is None:
+def teacher_reference(cfg: Config, distiller: Distiller) -> dict[str, str] | None:
+    """Name, file and SHA-256 of the weights of a run's teacher; None without one.
+
+    With "cache", the id of the file that its answers come from, if they do.
+    """
+    if distiller.teacher is None:
         return None
-    return {
+    found = {
         "name": cfg.DISTILLER.TEACHER,
         "path": cfg.DISTILLER.TEACHER_CKPT,
-        "sha256": weights_hash(teacher),
+        "sha256": weights_hash(distiller.teacher),
     }
+    return found if distiller.recall is None else {**found, "cache": distiller.recall.id}
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -97,9 +102,17 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def refuse_other_teacher(old: dict[str, str] | None, new: dict[str, str] | None) -> None:
-    """Raises CheckpointError if two :func:`teacher_reference` have different weights."""
+    """Raises CheckpointError if two :func:`teacher_reference` have different weights or answers."""
     if (old and old["sha256"]) == (new and new["sha256"]):
-        return
+        before, now = ((r or {}).get("cache", "") for r in (old, new))
+        if before == now:
+            return
+        ways = (f"read from the cache {id[:12]}" if id else "computed" for id in (before, now))
+        raise CheckpointError(
+            f"the teacher's answers were {next(ways)} up to the checkpoint and would now be "
+            f"{next(ways)}; set DISTILLER.TEACHER_CACHE as it was, or train under another "
+            "EXPERIMENT.NAME"
+        )
     raise CheckpointError(
         f"the checkpoint was trained with another teacher ({_describe(old)}) than this "
         f"configuration's ({_describe(new)}); set DISTILLER.TEACHER_CKPT to the former's file, "

@@ -72,6 +72,7 @@ class TwoBatchTrainer(BaseTrainer):
         wanted = {
             "contrastive": getattr(self.distiller, "needs_contrast", False),
             "strong": self.cfg.DATASET.STRONG_VIEW,
+            "answers": getattr(self.train_loader, "answers", None) is not None,
         }
         if not hasattr(self.train_loader, "stream"):
             raise ConfigError(
