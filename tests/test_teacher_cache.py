@@ -21,6 +21,7 @@ from mdistiller.engine.check import check_config
 from mdistiller.engine.run import build_trainer, run_training
 from mdistiller.engine.runtime.precision import FrozenTeacher
 from mdistiller.errors import CheckpointError, ConfigError, DataError, InterruptedRun
+from mdistiller.experiments import Plan, Request, describe, worker
 from mdistiller.experiments.fleet.fleet import Fleet, Member
 from tools import cache_teacher
 
@@ -402,6 +403,45 @@ def test_several_processes_share_the_blocks(base, tmp_path, capsys):
     cache_teacher.main([*arguments, "--out", str(one), "--workers", "1"])
     assert CacheFile(two).missing == 0
     assert CacheFile(one).id == CacheFile(two).id
+
+
+def test_a_plan_keeps_answers_where_that_saves_passes(base, tmp_path, monkeypatch):
+    opts = (*base[2:-4], "DATASET.SUBSET", "8")
+    options = {"pairs": ("res20_res8",), "methods": ("KD",), "epochs": 25, "prefix": str(tmp_path)}
+
+    def plan(trials, **more):
+        options_ = {**options, "trials": trials, "opts": opts, "teacher_cache": "fp32", **more}
+        return Plan(Request("table1", "digits", **options_))
+
+    def planned(plan, fleet_size=1):
+        work, _ = plan.work(fleet_size)
+        return [job for fleet in work.ready for job in fleet], list(plan.caches.uses.values())
+
+    jobs, (use,) = planned(plan(2))
+    assert "4 runs of 25 epochs, 19 teacher passes saved of 100" in use.words
+    assert {job.cfg.DISTILLER.TEACHER_CACHE for job in jobs} == {str(use.path)}
+    assert CacheFile(use.path).missing == 3
+    # A process of two runs asks the teacher once for both.
+    for fewer, fleet_size in ((plan(2, prefix=str(tmp_path / "b")), 2), (plan(1, prefix="b"), 1)):
+        jobs_, (none,) = planned(fewer, fleet_size)
+        assert "none: they show it the images 50 times, and making it takes 81" in none.words
+        assert not any(job.cfg.DISTILLER.TEACHER_CACHE for job in jobs_)
+    # Who is first fills it; from then on it costs nothing.
+    monkeypatch.setattr(worker, "end_on_signals", lambda: None)
+    worker._train(jobs[:1])
+    assert jobs[0].result()["teacher_cache"] == CacheFile(use.path).id
+    jobs, (use,) = planned(plan(1))
+    assert "1 runs of 25 epochs, 25 teacher passes saved of 25" in use.words
+    # A run that has begun goes on as it began.
+    job = jobs[0]
+    trainer = build_trainer(job.cfg, job.opts)
+    stop_after(trainer, 2)
+    with pytest.raises(InterruptedRun):
+        trainer.train()
+    (again,), uses = planned(plan(1, teacher_cache=None))
+    assert not uses and str(use.path) == again.cfg.DISTILLER.TEACHER_CACHE
+    text = describe(Request("table1", "digits", **options, opts=opts, teacher_cache="fp32"), 1, 1)
+    assert "teacher passes saved of 200" in text
 
 
 def test_a_planned_run_finishes_the_file_that_it_needs(base, full, tmp_path):

@@ -11,6 +11,7 @@ examples:
   python tools/reproduce.py table1 --pairs res56_res20 vgg13_vgg8 --methods KD RKD
   python tools/reproduce.py table1 --dataset digits --trials 3 --workers 2
   python tools/reproduce.py table2 --epochs 60 SOLVER.DEVICE cuda
+  python tools/reproduce.py table1 --teacher-cache --cache-dtype fp16 --workers 8
   python tools/reproduce.py table1 --share-teacher --workers 2 --fleet-size 5
   python tools/reproduce.py grid_b --dataset fashion_mnist --workers 2 --record results
   python tools/reproduce.py table1 --backend ray --address auto --gpus-per-run 0.5
@@ -23,6 +24,7 @@ import sys
 
 from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.console import output_is_optional
+from mdistiller.engine.caching.file import DTYPES
 from mdistiller.errors import ConfigError
 from mdistiller.experiments import (
     ALL,
@@ -101,6 +103,14 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="with --share-teacher: the most runs of a process (default: all that fit together)",
     )
+    group.add_argument(
+        "--teacher-cache",
+        action="store_true",
+        help="keep each teacher's answers in a file where the plan is long enough to pay for it",
+    )
+    group.add_argument(
+        "--cache-dtype", choices=DTYPES, default="fp32", help="of those answers (default fp32)"
+    )
     group.add_argument("--backend", choices=("local", "ray"), default="local")
     group.add_argument("--address", help="of a Ray cluster, e.g. auto (default: this machine)")
     group.add_argument(
@@ -126,6 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         args.train_teachers,
         args.record,
         ("reproduce.py", *(sys.argv[1:] if argv is None else argv)),
+        args.cache_dtype if args.teacher_cache else None,
     )
     overrides = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
     slots = local_slots(args.workers, overrides.get("SOLVER.DEVICE", "auto"), args.threads)

@@ -71,10 +71,14 @@ class Estimate:
         images, tested = images_of(cfg)
         student = self._image_seconds(cfg, cfg.DISTILLER.STUDENT)
         teacher = 0.0
-        if cfg.DISTILLER.TYPE != "NONE":
+        if cfg.DISTILLER.TYPE != "NONE" and not cfg.DISTILLER.TEACHER_CACHE:
             teacher = self._image_seconds(cfg, cfg.DISTILLER.TEACHER) / fleet
         step = images * (teacher + passes_of(cfg) * student) + tested * student
         return cfg.SOLVER.EPOCHS * step
+
+    def pass_seconds(self, cfg: Config) -> float:
+        """Of the teacher over the training images."""
+        return images_of(cfg)[0] * self._image_seconds(cfg, cfg.DISTILLER.TEACHER)
 
     def disk(self, cfg: Config) -> int:
         """Bytes of a run's checkpoints: the latest, the best and the periodic ones.

@@ -17,6 +17,7 @@ from mdistiller.engine.rundir.records import WEIGHTS_FILE
 from mdistiller.errors import CheckpointError, ConfigError
 from mdistiller.seeding import derive_seed
 
+from .caches import Caches
 from .derive import scaled_epochs
 from .fleet.grouping import plan_fleets
 from .job import Job, find_folders
@@ -56,6 +57,8 @@ class Request:
         train_teachers: train the teachers whose checkpoint is missing.
         record: folder of records; None: ``results`` for the study's grids, else the prefix.
         command: the command line.
+        teacher_cache: keep each teacher's answers in a file where that saves time, "fp32" or
+            "fp16"; None: do not.
     """
 
     table: str
@@ -70,6 +73,7 @@ class Request:
     train_teachers: bool = False
     record: str | None = None
     command: tuple[str, ...] = ()
+    teacher_cache: str | None = None
 
     def check(self) -> None:
         """Raises ConfigError if a number or an override cannot be meant."""
@@ -110,6 +114,7 @@ class Plan:
         places: every trial of every cell, in order.
         jobs: the runs by their id.
         done: records of finished runs by their id.
+        caches: files of teachers' answers.
 
     Raises:
         ConfigError: an unknown name, a wrong override, or a cell that cannot be trained.
@@ -135,6 +140,7 @@ class Plan:
             check_writable(request.records)
         self.done = by_id(read_runs(request.records), request.table)
         self.jobs: dict[str, Job] = {}
+        self.caches = Caches(request.prefix, request.teacher_cache)
         self._checked: set[tuple[str, str]] = set()
         self.update()
 
@@ -211,10 +217,19 @@ class Plan:
                     self._check(place, job)
                 group = place.cell.column.pair.key, place.trial
                 groups.setdefault(group, {})[job.id] = job
-        fleets, remarks = plan_fleets(map(list, map(dict.values, groups.values())), fleet_size)
+        ready_groups = self._with_caches(
+            [list(group.values()) for group in groups.values()], fleet_size
+        )
+        fleets, remarks = plan_fleets(ready_groups, fleet_size)
         teachers = (job for job in self.needed_teachers if not job.failure_file.exists())
         ready = [*((job,) for job in teachers), *fleets]
         return Work(ready, frozenset(lacking | sources)), remarks
+
+    def _with_caches(self, groups: list[list[Job]], fleet_size: int) -> list[list[Job]]:
+        """The groups, with the files of teachers' answers that their runs read."""
+        found = {job.id: job for job in self.caches.assign(groups, fleet_size, self._write)}
+        self.jobs |= found
+        return [[found[job.id] for job in group] for group in groups]
 
     def _restore_weights(self, job: Job, source: str) -> None:
         """Write the weights of run ``source``, if ``job`` replays them, to where it reads them."""

@@ -51,6 +51,8 @@ def reproduce(
     work, remarks = plan.work(fleet_size)
     for remark in remarks:
         print(f"note: {remark}")
+    for use in plan.caches.uses.values():
+        print(use.words)
     if fleet_size != 1 and work.ready:
         print(_in_words(work.ready), flush=True)
     outcome = Outcome()
@@ -157,6 +159,9 @@ def _costs(plan: Plan, work: Work, workers: int, threads: int) -> Iterator[str]:
     for job in left:
         rest = 1 - job.epochs_done() / job.cfg.SOLVER.EPOCHS
         seconds += rest * estimate.seconds(job.cfg, sizes.get(job.id, 1))
+    for use in plan.caches.uses.values():
+        if use.pays:
+            seconds += use.cost * estimate.pass_seconds(use.cfg)
     disk = sum(estimate.disk(job.cfg) for job in left)
     yield (
         f"left: {len(left)} runs, {duration(seconds)} of training, about "
@@ -165,6 +170,7 @@ def _costs(plan: Plan, work: Work, workers: int, threads: int) -> Iterator[str]:
     )
     if left:
         yield f"estimated from {estimate.source}"
+    yield from (use.words for use in plan.caches.uses.values())
     if unknown := sum(p.id is None for p in plan.places):
         yield f"{unknown} more are not counted: they wait for the runs that they are made of"
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mdistiller.cli import exit_on_error
+from mdistiller.engine.caching.answers import complete
 from mdistiller.engine.run import run_training
 from mdistiller.engine.rundir.folder import is_locked
 from mdistiller.engine.runtime.signals import end_on_signals
@@ -69,6 +70,8 @@ def _train(jobs: list[Job]) -> None:
     end_on_signals()
     for job in jobs:
         _wait_for_lock(job)
+        if job.cfg.DISTILLER.TEACHER_CACHE:
+            complete(job.cfg)
     if len(jobs) == 1:
         (job,) = jobs
         run_training(job.cfg, job.is_resumable())

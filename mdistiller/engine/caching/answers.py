@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdistiller.config import Config
+from mdistiller.console import say
 from mdistiller.dataset import ArrayLoader, Loader, get_dataset
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
@@ -196,10 +197,13 @@ def complete(cfg: Config) -> None:
     Processes that do so at the same time share the work.
     """
     path = Path(cfg.DISTILLER.TEACHER_CACHE)
+    if not path.exists():
+        return  # said where it is to be read
     file = CacheFile(path)
     dtype, missing = file.header.dtype, file.missing
     file.close()
     if missing:
+        say(f"{path}: {missing} blocks of the teacher's answers are to be computed first")
         source = source_of(cfg, dtype)
         with_file = open_or_create(path, source.header)
         try:
