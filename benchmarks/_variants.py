@@ -21,12 +21,17 @@ from mdistiller.weighting import CrossBatchWeighting, cross_batch_backward, froz
 # Batches of the toy data; more than one epoch is never timed, so their number does not matter.
 BATCHES = 20
 
-# mdistiller's step in a process without this project's allocator settings.
-OWN_PROCESS = "upstream, own process"
+# Written anew after mdistiller's code, so it is called what it is.
+RECREATION = "re-creation"
+# The same in a process without this project's allocator settings.
+OWN_PROCESS = "re-creation, own process"
+
+# A checkout of the original, given by --original.
+ORIGINAL = "original"
 
 
-class UpstreamStep:
-    """A vanilla step as mdistiller takes it."""
+class RecreatedStep:
+    """A vanilla step as mdistiller takes it, written anew."""
 
     def __init__(self, cfg: Any, data: Any, device: torch.device) -> None:
         self.distiller = common.networks(cfg).to(device).train()
@@ -158,6 +163,7 @@ class Variant:
         cycle: steps after which its costs repeat.
         fleet: how many students take turns; a step is one student's.
         loop: without the trainer, by cross_batch_backward; compared with the trainer's step.
+        cached: whether the teacher's answers come from a file.
     """
 
     cost: float
@@ -168,6 +174,7 @@ class Variant:
     cycle: int = 1
     fleet: int = 1
     loop: bool = False
+    cached: bool = False
 
 
 _WAYS = {
@@ -191,11 +198,16 @@ def _with(suffix: str, *opts: Any, ways: tuple[str, ...] = tuple(_WAYS)) -> dict
 
 
 VARIANTS: dict[str, Variant] = {
-    "upstream": Variant(3),
+    ORIGINAL: Variant(3),
+    RECREATION: Variant(3),
     OWN_PROCESS: Variant(3),
     **_WAYS,
     "own loop": Variant(8, vanilla="crossbatch", crossbatch=True, loop=True),
     **_with("compiled", *COMPILE, ways=("vanilla", "crossbatch")),
+    **{
+        f"{name} cached": replace(way, cached=True, vanilla="vanilla cached")
+        for name, way in _WAYS.items()
+    },
     **_with("bf16", *BF16),
     **_with("bf16 compiled", *BF16, *COMPILE, ways=("vanilla", "crossbatch")),
     "torchjd MGDA": Variant(5, trainer=_torchjd("MGDA")),
@@ -205,7 +217,7 @@ VARIANTS: dict[str, Variant] = {
 
 def build(
     name: str, method: str, args: argparse.Namespace, device: torch.device
-) -> UpstreamStep | TrainerStep | FleetStep | LoopStep:
+) -> RecreatedStep | TrainerStep | FleetStep | LoopStep:
     """Something to call once per step; ImportError where a package is missing."""
     variant = VARIANTS[name]
     distiller, opts = method, ("SOLVER.BATCH_SIZE", args.batch_size, *variant.opts)
@@ -214,10 +226,12 @@ def build(
     cfg = common.config(args.pair, distiller, args.device, *opts)
     images = common.random_images(BATCHES * args.batch_size)
     data = common.loader(images, args.batch_size, device)
-    if name in ("upstream", OWN_PROCESS):
-        return UpstreamStep(cfg, data, device)
+    if name in (RECREATION, OWN_PROCESS):
+        return RecreatedStep(cfg, data, device)
     cls = variant.trainer() if variant.trainer else None
     trainers = [common.trainer(cfg, data, cls) for _ in range(variant.fleet)]
     if variant.loop:
         return LoopStep(*trainers)
+    if variant.cached:
+        common.answer_from_a_file(cfg, trainers[0], data)
     return TrainerStep(*trainers) if variant.fleet == 1 else FleetStep(trainers)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import _common as common
 import torch
-from _variants import BF16, COMPILE, UpstreamStep
+from _variants import BF16, COMPILE, RECREATION, RecreatedStep
 from data import PilImages
 from torch.utils.data import DataLoader
 
@@ -38,8 +38,8 @@ WAYS = {
 }
 
 
-def upstream_epoch(args: argparse.Namespace, folder: str) -> Callable[[], None]:
-    """mdistiller's way; the networks go on training from one call to the next."""
+def recreated_epoch(args: argparse.Namespace, folder: str) -> Callable[[], None]:
+    """mdistiller's way, written anew; the networks go on training from one call to the next."""
     device = resolve_device(args.device)
     train, val = (common.random_images(n, padding=0) for n in (args.images, args.val_images))
     loaders = [
@@ -51,7 +51,7 @@ def upstream_epoch(args: argparse.Namespace, folder: str) -> Callable[[], None]:
         )
         for data in (train, val)
     ]
-    step = UpstreamStep(common.config(args.pair, args.method, args.device), loaders[0], device)
+    step = RecreatedStep(common.config(args.pair, args.method, args.device), loaders[0], device)
 
     def run() -> None:
         step.distiller.train()
@@ -111,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        epochs = {"upstream": upstream_epoch(args, folder)}
+        epochs = {RECREATION: recreated_epoch(args, folder)}
         epochs |= {way: our_epoch(args, f"{folder}/{way}", way) for way in args.ways}
         for number in range(args.repeats + 1):
             for name, run in epochs.items():
@@ -121,7 +121,7 @@ def main() -> None:
                     seconds.setdefault(name, []).append(time.perf_counter() - began)
     rows = []
     for name, own in seconds.items():
-        ratios = [a / b for a, b in zip(own, seconds["upstream"], strict=True)]
+        ratios = [a / b for a, b in zip(own, seconds[RECREATION], strict=True)]
         cells = (common.quartiles(own), common.quartiles(ratios))
         rows.append((name, *(f"{m:.2f} ({low:.2f} to {high:.2f})" for low, m, high in cells)))
     facts = common.machine(resolve_device(args.device))
@@ -129,7 +129,7 @@ def main() -> None:
         args.json.write_text(json.dumps({"machine": facts, "seconds": seconds}) + "\n")
     print(common.describe(facts))
     print(f"{args.method}, {' to '.join(args.pair)}, {args.images} + {args.val_images} images")
-    print(common.table(("epoch", "seconds", "/ upstream"), rows, args.markdown))
+    print(common.table(("epoch", "seconds", f"/ {RECREATION}"), rows, args.markdown))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Students that share batches and teacher, against students alone.
 
 First a step: a student of a fleet of exact cross-batch students beside the same student alone and
-beside upstream's vanilla step, taking turns as in step.py; the milliseconds of a fleet are those of
-a round divided by its students. Then whole cells: the ten rows of Table 1 on noise images, once as
-a fleet and once one after the other, with everything that a run reads, validates and writes (but
-not the start of a process, of which runs alone have one each).
+beside a vanilla step as mdistiller takes it (written anew), taking turns as in step.py; the
+milliseconds of a fleet are those of a round divided by its students. Then whole cells: the ten
+rows of Table 1 on noise images, once as a fleet and once one after the other, with everything that
+a run reads, validates and writes (but not the start of a process, of which runs alone have one
+each).
 
 example:
   python benchmarks/fleet.py --pair resnet56 resnet20 --size 10 --json fleet.json
@@ -25,8 +26,8 @@ from unittest import mock
 
 import _common as common
 import torch
-from _variants import BF16, OWN_PROCESS, VARIANTS, Variant
-from step import RATIOS, measure, spread, step_cells, summary
+from _variants import BF16, OWN_PROCESS, RECREATION, VARIANTS, Variant
+from step import measure, ratios, spread, step_cells, summary
 
 from mdistiller.cli import exit_on_error
 from mdistiller.dataset import build_model
@@ -44,7 +45,7 @@ def add_variants(args: argparse.Namespace) -> list[str]:
     """The names of the steps to compare, those of fleets among them."""
     teacher = common.teacher_cost(args.pair)
     cost = 8 + teacher / args.size - teacher
-    names = ["upstream", *[OWN_PROCESS] * (not args.cpu_time)]
+    names = [RECREATION, *[OWN_PROCESS] * (not args.cpu_time)]
     for precision in args.precisions:
         suffix = " bf16" * (precision == "bf16")
         name = f"crossbatch{suffix}, fleet of {args.size}"
@@ -129,7 +130,7 @@ def measure_cells(args: argparse.Namespace, precision: str) -> dict[str, list[fl
 
 def step_table(rows: list[dict[str, Any]], markdown: bool) -> str:
     """Steps of all variants."""
-    header = ("a student's step", "ms", *RATIOS)
+    header = ("a student's step", "ms", *ratios())
     return common.table(header, [step_cells(row) for row in rows], markdown)
 
 

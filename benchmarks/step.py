@@ -1,22 +1,27 @@
 """One training step, side by side: mdistiller's way, this project's, and torchjd's.
 
 Everything runs in one process, taking turns, so that a slower moment of the machine falls on all;
-a ratio is taken within each round. "upstream" is a vanilla step as mdistiller takes it: PyTorch's
-memory layout, single precision, a plain teacher, metrics read every step. A cross-batch step is
+a ratio is taken within each round. With --original FOLDER the baseline is the step of a checkout of
+megvii-research/mdistiller itself, in a process of its own, with .cuda() doing nothing on a CPU.
+"re-creation" is a vanilla step as mdistiller takes it, written anew after its code: PyTorch's
+memory layout, single precision, a plain teacher, metrics read every step. "cached" variants read
+the teacher's answers from a file (tools/cache_teacher.py). A cross-batch step is
 also split into its parts, the solver is timed alone, and each variant's peak memory is measured
 in processes of its own: with this project's allocator settings, and with an allocator that gives
-freed memory back at once ("of tensors"). "upstream, own process" takes its turns in a second
-process, which has glibc's allocator as mdistiller finds it; the others have this project's
+freed memory back at once ("of tensors"). "re-creation, own process" takes its turns in a
+second process, which has glibc's allocator as mdistiller finds it; the others have this project's
 settings.
 --markdown prints what docs/performance.md shows.
 
 example:
   python benchmarks/step.py --pair resnet56 resnet20 --methods KD AT --json step.json
+  python benchmarks/step.py --original ../mdistiller --variants original vanilla crossbatch
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -28,21 +33,22 @@ from typing import Any
 import _common as common
 import torch
 from _phases import PHASES, phase_times
-from _variants import OWN_PROCESS, VARIANTS, build
+from _variants import ORIGINAL, OWN_PROCESS, RECREATION, VARIANTS, build
 
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
 from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.errors import MdistillerError
 from mdistiller.weighting import CrossBatchWeighting
 
 
 def measure(args: argparse.Namespace, device: torch.device, method: str) -> dict[str, list[float]]:
     """Milliseconds per step of every variant, one figure a round, after one round of warm-up."""
     steppers: dict[str, Here | Served] = {}
+    kinds = {OWN_PROCESS: Served, ORIGINAL: Original}
     for name in args.variants:
         try:
-            make = Served if name == OWN_PROCESS else Here
-            steppers[name] = make(name, method, args, device)
+            steppers[name] = kinds.get(name, Here)(name, method, args, device)
         except ImportError as error:
             print(f"{name}: left out ({' '.join(str(error).split())[:90]})", file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in steppers}
@@ -86,21 +92,45 @@ class Served:
     def __init__(
         self, name: str, method: str, args: argparse.Namespace, device: torch.device
     ) -> None:
+        self.name = name
         self.process = subprocess.Popen(
-            [*child(args, method), "--serve", name, *["--cpu-time"] * args.cpu_time],
+            self.command(method, args),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
+    def command(self, method: str, args: argparse.Namespace) -> list[str]:
+        return [*child(args, method), "--serve", self.name, *["--cpu-time"] * args.cpu_time]
+
     def seconds(self, steps: int) -> float:
-        """What ``steps`` steps take."""
-        print(steps, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        """What ``steps`` steps take.
+
+        Raises:
+            MdistillerError: the process has ended; it has said why.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            print(steps, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise MdistillerError(f"the step {self.name!r} cannot be taken; see what it says above")
+        return float(answer)
 
     def close(self) -> None:
         """End the process."""
-        self.process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
+
+
+class Original(Served):
+    """Takes steps of a checkout of mdistiller, see _original.py."""
+
+    def command(self, method: str, args: argparse.Namespace) -> list[str]:
+        script = Path(__file__).with_name("_original.py")
+        clock = "cpu" if args.cpu_time else "wall"
+        batch, threads = str(args.batch_size), str(args.threads)
+        words = [sys.executable, str(script), str(args.original), *args.pair, method]
+        return [*words, batch, threads, args.device, clock]
 
 
 def child(args: argparse.Namespace, method: str) -> list[str]:
@@ -118,17 +148,18 @@ def serve(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def summary(times: dict[str, list[float]], pair: list[str]) -> list[dict[str, Any]]:
-    """Of each variant: milliseconds, and its ratios to upstream and to our own vanilla step."""
+    """Of each variant: milliseconds, and its ratios to mdistiller's and to our own vanilla step."""
     teacher = common.teacher_cost(pair)
     rows = []
     for name, own in times.items():
         variant = VARIANTS[name]
         row = {"variant": name, "ms": common.quartiles(own)}
-        for key, other in (("to_upstream", "upstream"), ("to_vanilla", variant.vanilla)):
+        baseline = ORIGINAL if ORIGINAL in times else RECREATION
+        for key, other in (("to_baseline", baseline), ("to_vanilla", variant.vanilla)):
             if other in times:
                 ratios = [a / b for a, b in zip(own, times[other], strict=True)]
                 row[key] = common.quartiles(ratios)
-        row["by_macs"] = (teacher + variant.cost) / (teacher + 3)
+        row["by_macs"] = (teacher * (not variant.cached) + variant.cost) / (teacher + 3)
         rows.append(row)
     return rows
 
@@ -172,6 +203,8 @@ def peak_memory(args: argparse.Namespace, method: str) -> Iterator[tuple[str, li
     The first with this project's allocator settings, the second with :data:`SMALL_PAGES`.
     """
     for name in args.variants:
+        if name == ORIGINAL:
+            continue
         command = [*child(args, method), "--memory-of", name]
         runs = [
             subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
@@ -200,19 +233,20 @@ def spread(values: tuple[float, float, float] | None, digits: int) -> str:
     return f"{middle} ({low} to {high})"
 
 
-# What :func:`step_cells` gives after the variant and its milliseconds.
-RATIOS = ("/ upstream", "/ own vanilla", "by MACs")
+def ratios(baseline: str = RECREATION) -> tuple[str, ...]:
+    """The headings of what :func:`step_cells` gives after the variant and its milliseconds."""
+    return (f"/ {baseline}", "/ own vanilla", "by MACs")
 
 
 def step_cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of :func:`summary` as text."""
-    ratios = (spread(row.get(key), 3) for key in ("to_upstream", "to_vanilla"))
-    return (row["variant"], spread(row["ms"], 1), *ratios, f"{row['by_macs']:.3f}")
+    found = (spread(row.get(key), 3) for key in ("to_baseline", "to_vanilla"))
+    return (row["variant"], spread(row["ms"], 1), *found, f"{row['by_macs']:.3f}")
 
 
 def report(result: dict[str, Any], markdown: bool) -> str:
     """Everything measured, as text."""
-    header = ("variant", "ms a step", *RATIOS, "peak MiB", "of tensors")
+    header = ("variant", "ms a step", *ratios(result["baseline"]), "peak MiB", "of tensors")
     parts = [common.describe(result["machine"])]
     for method, found in result["methods"].items():
         memory = found["memory"]
@@ -248,7 +282,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--pair", nargs=2, default=["resnet56", "resnet20"], metavar=("TEACHER", "STUDENT"))
     add("--methods", nargs="+", default=["KD"], metavar="NAME", help="distillers (default KD)")
-    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    add("--original", type=Path, metavar="FOLDER", help="a checkout of megvii-research/mdistiller")
+    add("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="(default: all)")
     add("--batch-size", type=int, default=64)
     add("--repeats", type=int, default=10, help="rounds (default 10)")
     add("--steps", type=int, default=3, help="steps of a variant in a round (default 3)")
@@ -261,7 +296,14 @@ def parse() -> argparse.Namespace:
     add("--cost-table", action="store_true", help="print the cost model of all pairs, no timing")
     add("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     add("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.variants is None:
+        args.variants = [name for name in VARIANTS if args.original or name != ORIGINAL]
+    if (ORIGINAL in args.variants) != (args.original is not None):
+        parser.error(f"the variant {ORIGINAL} and --original FOLDER need each other")
+    if args.original and not (args.original / "mdistiller" / "engine" / "trainer.py").exists():
+        parser.error(f"{args.original} is no checkout: mdistiller/engine/trainer.py is missing")
+    return args
 
 
 @exit_on_error
@@ -283,6 +325,7 @@ def main() -> None:
         return
     result: dict[str, Any] = {
         "machine": common.machine(device),
+        "baseline": ORIGINAL if args.original else RECREATION,
         "pair": args.pair,
         "batch_size": args.batch_size,
         "clock": "cpu seconds" if args.cpu_time else "wall",

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import sklearn.datasets
 import torch
 import torch.nn.functional as F
 
@@ -26,6 +25,7 @@ from mdistiller.experiments.fleet.fleet import Fleet, Member
 from tools import cache_teacher
 
 from .test_resume import stop_after
+from .toys import few_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, VALIDATION = 20, 8
@@ -36,18 +36,8 @@ CROSS = ("SOLVER.TRAINER", "crossbatch")
 @pytest.fixture(autouse=True, scope="module")
 def small_world():
     """Few digits."""
-    everything = sklearn.datasets.load_digits()
-    few = {key: everything[key][: IMAGES + VALIDATION] for key in ("images", "target")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: type(everything)(**few))
-        patch.setattr(digits, "VAL_SIZE", VALIDATION)
-        patch.setattr(digits, "train_test_split", None, raising=False)
-        patch.setattr("sklearn.model_selection.train_test_split", _first_and_last)
+    with few_digits(IMAGES, VALIDATION):
         yield
-
-
-def _first_and_last(rows, test_size, **_):
-    return rows[:-test_size], rows[-test_size:]
 
 
 @pytest.fixture(scope="module")

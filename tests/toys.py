@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
+import sklearn.datasets
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mdistiller.dataset import digits
 from mdistiller.distillers import CrossBatchDistiller, Distiller
 from mdistiller.engine.cfg import CFG
 
@@ -20,6 +24,21 @@ def mostly_slow(cases, *always):
     """``cases`` for parametrize: those in ``always`` in every run, the rest with make test-slow."""
     assert set(always) <= set(cases)
     return [c if c in always else pytest.param(c, marks=pytest.mark.slow) for c in cases]
+
+
+@contextmanager
+def few_digits(images: int, validation: int):
+    """Inside, the data set digits has so many images: the first ones, then those to validate."""
+    everything = sklearn.datasets.load_digits()
+    few = {key: everything[key][: images + validation] for key in ("images", "target")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: type(everything)(**few))
+        patch.setattr(digits, "VAL_SIZE", validation)
+        patch.setattr(
+            "sklearn.model_selection.train_test_split",
+            lambda rows, test_size, **_: (rows[:-test_size], rows[-test_size:]),
+        )
+        yield
 
 
 class ToyNet(nn.Module):
