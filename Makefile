@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: make demo, make test.
+# Two commands do everything on a fresh machine, make demo and make test; make gpu-check looks at its GPU.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ SEEDS ?= 0 1 2
 WORKERS ?= 2
 LOWEST ?= .venv-lowest
 
-.PHONY: demo docs test test-slow test-lowest coverage audit lint format clean
+.PHONY: demo docs gpu-check test test-slow test-lowest coverage audit lint format clean
 
 # Where this is set, as in many container images, each of the some hundred processes of the tests
 # would compile torch's modules anew: 2 s of CPU time a process.
@@ -26,6 +26,12 @@ demo: $(VENV)/.installed
 		--teacher configs/digits/demo/teacher.yaml \
 		--cfg configs/digits/demo/kd.yaml configs/digits/demo/crossbatch_kd.yaml \
 		--seeds $(SEEDS) --workers $(WORKERS)
+
+# On one GPU, in ten minutes: the tests that need it, and what steps, epochs and fleets take there.
+# Writes gpu-check.json and gpu-check.md. GPU_CHECK=--device cpu runs it without one.
+GPU_CHECK ?= --device cuda
+gpu-check: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -311,7 +309,7 @@ def test_yamls_bare_off_is_the_mode_off(tmp_path):
     assert cfg.SOLVER.AMP == "off"
 
 
-# ---- compilation, memory, benchmarks ------------------------------------------------------
+# ---- compilation, memory ------------------------------------------------------------------
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -357,152 +355,3 @@ def test_freed_memory_is_not_mapped_again():
     if kept == "False":
         pytest.skip("no glibc")
     assert int(faults) < max(100, int(default) / 10)
-
-
-@pytest.mark.parametrize(
-    ("script", "options", "keys"),
-    [
-        (
-            "step",
-            "--repeats 1 --steps 1 --no-memory --variants re-creation vanilla crossbatch "
-            "'crossbatch cached'",
-            {"machine", "methods", "solvers"},
-        ),
-        ("data", "--images 640 --repeats 1", {"machine", "images_per_second"}),
-        (
-            "epoch",
-            "--repeats 1 --images 16 --val-images 8 --workers 0 --ways vanilla",
-            {"machine", "seconds"},
-        ),
-    ],
-)
-def test_benchmarks_run(tmp_path, script, options, keys):
-    pair = "--pair resnet14 resnet8" if script != "data" else ""
-    done = subprocess.run(
-        [
-            *(sys.executable, f"benchmarks/{script}.py", *shlex.split(options), *pair.split()),
-            *("--batch-size", "8", "--threads", "1", "--markdown", "--json", tmp_path / "out.json"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert keys <= json.loads((tmp_path / "out.json").read_text()).keys()
-    assert "| --- |" in done.stdout
-
-
-# A checkout of mdistiller in the least: the names that the benchmark calls, on a GPU by .cuda().
-STAND_IN = {
-    "__init__.py": "",
-    "models/__init__.py": """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.fc = nn.Linear(3 * 32 * 32, num_classes)
-
-    def forward(self, x):
-        return self.fc(x.flatten(1)), {}
-
-cifar_model_dict = {"resnet14": (Net, None), "resnet8": (Net, None)}
-""",
-    "distillers/__init__.py": """
-import torch
-from torch import nn
-
-class KD(nn.Module):
-    def __init__(self, student, teacher, cfg):
-        super().__init__()
-        self.student, self.teacher = student, teacher
-
-    def get_learnable_parameters(self):
-        return list(self.student.parameters())
-
-    def forward(self, image, target, **kwargs):
-        logits, _ = self.student(image)
-        loss = nn.functional.cross_entropy(logits, target)
-        return logits, {"loss_ce": loss, "loss_kd": (logits - self.teacher(image)[0]).pow(2).mean()}
-
-distiller_dict = {"KD": KD}
-""",
-    "engine/__init__.py": "from .trainer import Trainer\ntrainer_dict = {'base': Trainer}",
-    "engine/cfg.py": """
-from yacs.config import CfgNode as CN
-
-CFG = CN()
-CFG.DISTILLER = CN({"TYPE": "NONE", "TEACHER": "", "STUDENT": ""})
-CFG.SOLVER = CN({"TRAINER": "base", "BATCH_SIZE": 64, "WEIGHT_DECAY": 0.0001, "LR": 0.05})
-CFG.LOG = CN({"PREFIX": "./output", "WANDB": True})
-""",
-    "engine/utils.py": """
-class AverageMeter:
-    def update(self, value, n=1):
-        self.last = value
-""",
-    "engine/trainer.py": """
-import torch
-
-class Trainer:
-    def __init__(self, name, distiller, train_loader, val_loader, cfg):
-        self.distiller = distiller
-        parameters = distiller.module.get_learnable_parameters()
-        self.optimizer = torch.optim.SGD(parameters, cfg.SOLVER.LR)
-        print("a trainer that talks")
-
-    def train_iter(self, data, epoch, train_meters):
-        image, target, index = (x.cuda(non_blocking=True) for x in data)
-        self.optimizer.zero_grad()
-        _, losses = self.distiller(image=image, target=target, epoch=epoch)
-        loss = sum(losses.values())
-        loss.backward()
-        self.optimizer.step()
-        train_meters["losses"].update(loss.item(), len(image))
-""",
-}
-
-
-def test_the_original_is_timed_in_turns_with_ours(tmp_path):
-    for name, text in STAND_IN.items():
-        file = tmp_path / "checkout" / "mdistiller" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def step(folder, *variants):
-        return subprocess.run(
-            [
-                *(sys.executable, "benchmarks/step.py", "--original", folder, "--variants"),
-                *(*variants, "--pair", "resnet14", "resnet8", "--repeats", "1", "--steps", "1"),
-                *("--batch-size", "4", "--threads", "1", "--json", tmp_path / "out.json"),
-                "--no-memory",
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-
-    done = step(tmp_path / "checkout", "original", "vanilla")
-    assert done.returncode == 0, done.stderr
-    assert "/ original" in done.stdout and "re-creation" not in done.stdout
-    result = json.loads((tmp_path / "out.json").read_text())
-    rows = {row["variant"]: row for row in result["methods"]["KD"]["variants"]}
-    assert rows["original"]["to_baseline"] == [1, 1, 1]
-    # A linear layer against a residual network.
-    assert rows["vanilla"]["to_baseline"][1] > 1
-    (tmp_path / "checkout/mdistiller/models/__init__.py").write_text("cifar_model_dict = {}")
-    done = step(tmp_path / "checkout", "original")
-    assert done.returncode == 1 and "KeyError: 'resnet14'" in done.stderr
-    assert done.stderr.strip().endswith(
-        "error: the step 'original' cannot be taken; see what it says above"
-    )
-
-
-def test_a_folder_that_is_no_checkout_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import step
-
-    monkeypatch.setattr(sys, "argv", ["step.py", "--original", str(tmp_path)])
-    with pytest.raises(SystemExit) as end:
-        step.parse()
-    assert end.value.code == 2 and "is no checkout" in capsys.readouterr().err

@@ -8,6 +8,7 @@ of them and changes no result. tools/report.py prints the results.
 
 examples:
   python tools/reproduce.py table1 --dry-run
+  python tools/reproduce.py table1 --trials 5 --dry-run --workers 64 --speeds gpu-check.json
   python tools/reproduce.py table1 --pairs res56_res20 vgg13_vgg8 --methods KD RKD
   python tools/reproduce.py table1 --dataset digits --trials 3 --workers 2
   python tools/reproduce.py table2 --epochs 60 SOLVER.DEVICE cuda
@@ -38,6 +39,7 @@ from mdistiller.experiments import (
     local_slots,
     reproduce,
 )
+from mdistiller.experiments.speeds import Speeds
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,6 +69,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         f"(default: {RESULTS} for grids, else the prefix)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print plan, time and disk only")
+    parser.add_argument(
+        "--speeds",
+        metavar="FILE",
+        help="with --dry-run: estimate for the machine on which make gpu-check has written FILE",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     _add_machine(parser.add_argument_group("where it runs"))
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides for all students")
@@ -144,7 +151,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"--epochs {args.epochs}: SOLVER.LR_DECAY_STAGES are scaled in proportion")
     fleet_size = (args.fleet_size or ALL) if args.share_teacher else 1
     if args.dry_run:
-        print(describe(request, len(slots), int(slots[0]["OMP_NUM_THREADS"]), fleet_size))
+        speeds = Speeds.read(args.speeds) if args.speeds else None
+        threads = int(slots[0]["OMP_NUM_THREADS"])
+        print(describe(request, len(slots), threads, fleet_size, speeds))
         return
 
     def open_backend() -> LocalBackend | RayBackend:
@@ -161,6 +170,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be 1 or greater, not {value}")
+    if args.speeds and not args.dry_run:
+        raise ConfigError("--speeds is for the estimate of --dry-run")
     if args.fleet_size is not None and not args.share_teacher:
         raise ConfigError("--fleet-size needs --share-teacher")
     if args.gpus_per_run is not None and args.gpus_per_run < 0:

@@ -8,8 +8,10 @@ share a teacher share T. The input pipeline is left out.
 
 from __future__ import annotations
 
+import heapq
 import statistics
 import time
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import torch
@@ -19,6 +21,8 @@ from mdistiller.config import Config
 from mdistiller.dataset import build_model, image_size, validates_on_heldout
 from mdistiller.device import resolve_device
 from mdistiller.listing import count_macs
+
+from .speeds import Speeds
 
 # Training images, test images, classes.
 DATA = {
@@ -54,15 +58,18 @@ class Estimate:
 
     Args:
         threads: of one process.
+        speeds: of the machine that is to train; None for this one.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._threads, self._used = threads, 0.0
+    def __init__(self, threads: int, speeds: Speeds | None = None) -> None:
+        self._threads, self._used, self._speeds = threads, 0.0, speeds
         self._timed: dict[tuple[str, str, int], float] = {}
 
     @property
     def source(self) -> str:
         """How the seconds so far were found, in words."""
+        if self._speeds:
+            return f"{self._speeds.source}, and the cost model of docs"
         names = ", ".join(name for _, name, _ in self._timed)
         return f"{_TIMED_STEPS} timed steps of {names} and the cost model of docs"
 
@@ -72,13 +79,13 @@ class Estimate:
         student = self._image_seconds(cfg, cfg.DISTILLER.STUDENT)
         teacher = 0.0
         if cfg.DISTILLER.TYPE != "NONE" and not cfg.DISTILLER.TEACHER_CACHE:
-            teacher = self._image_seconds(cfg, cfg.DISTILLER.TEACHER) / fleet
+            teacher = self._teacher_seconds(cfg) / fleet
         step = images * (teacher + passes_of(cfg) * student) + tested * student
         return cfg.SOLVER.EPOCHS * step
 
     def pass_seconds(self, cfg: Config) -> float:
         """Of the teacher over the training images."""
-        return images_of(cfg)[0] * self._image_seconds(cfg, cfg.DISTILLER.TEACHER)
+        return images_of(cfg)[0] * self._teacher_seconds(cfg)
 
     def disk(self, cfg: Config) -> int:
         """Bytes of a run's checkpoints: the latest, the best and the periodic ones.
@@ -93,9 +100,18 @@ class Estimate:
         periodic = cfg.SOLVER.EPOCHS // cfg.LOG.SAVE_CHECKPOINT_FREQ
         return (2 + periodic) * ((2 + momenta) * student + teacher)
 
+    def _teacher_seconds(self, cfg: Config) -> float:
+        """Of a forward pass of the teacher over one image."""
+        name = cfg.DISTILLER.TEACHER
+        if self._speeds:
+            return _measured(_key(cfg, name), self._speeds.forward)
+        return self._image_seconds(cfg, name)
+
     def _image_seconds(self, cfg: Config, name: str) -> float:
-        """Of a forward pass of the network ``name`` over one image."""
+        """Of a forward pass of the network ``name`` over one image, as a part of a step."""
         key = _key(cfg, name)
+        if self._speeds:
+            return _measured(key, self._speeds.backward) / 3
         if key not in self._timed and self._used < _TIMING_SECONDS:
             began = time.perf_counter()
             self._timed[key] = self._time(cfg, name)
@@ -123,6 +139,17 @@ class Estimate:
             seconds.append(time.perf_counter() - began)
         torch.set_num_threads(before)
         return statistics.median(seconds[1:]) / len(images) / 3
+
+
+def _measured(key: tuple[str, str, int], seconds: Mapping[str, float]) -> float:
+    """Of one image, from those of CIFAR-100, for which the networks were measured.
+
+    In proportion to multiply-accumulates where the images are of another size or the network was
+    not measured.
+    """
+    macs = _size(*key)[0]
+    alike = [key[1]] if key[1] in seconds else list(seconds)
+    return macs * statistics.median(seconds[n] / _size("cifar100", n, 0)[0] for n in alike)
 
 
 def passes_of(cfg: Config) -> float:
@@ -153,6 +180,14 @@ def _size(dataset: str, name: str, size: int) -> tuple[int, int]:
     state = model.state_dict().values()
     macs = count_macs(model, image_size(dataset, size))
     return macs, sum(v.numel() * v.element_size() for v in state)
+
+
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """When the last of several processes ends, the longest begun first, ``workers`` at a time."""
+    free = [0.0] * workers
+    for each in sorted(seconds, reverse=True):
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
 
 
 # ---- in words --------------------------------------------------------------------------------

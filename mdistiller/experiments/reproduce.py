@@ -11,11 +11,12 @@ from typing import Any
 
 from mdistiller.errors import MdistillerError
 
-from .estimate import Estimate, duration, size
+from .estimate import Estimate, duration, makespan, size
 from .job import Job
 from .plan import STATES, Plan, Request
 from .records import append_query
 from .runner import Backend, Outcome, Runner, Work
+from .speeds import Speeds
 
 _LINE_SECONDS = 60.0
 _NAMED = 4
@@ -111,16 +112,24 @@ class Board:
         return f"{sum(p.id in self._plan.done for p in places)}/{len(places)}"
 
 
-def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) -> str:
+def describe(
+    request: Request,
+    workers: int,
+    threads: int,
+    fleet_size: int = 1,
+    speeds: Speeds | None = None,
+) -> str:
     """The plan with the state of every run, the estimated time and the disk space.
 
     Args:
         workers: processes at a time.
         threads: of one process.
         fleet_size: as for :func:`reproduce`.
+        speeds: of the machine that is to train; None for this one.
     """
     plan = Plan(request, write=False)
     work, remarks = plan.work(fleet_size)
+    estimate = Estimate(threads, speeds)
     lines = [headline(plan), ""]
     width = max(len(p.label) for p in plan.places) + 9
     for job in plan.needed_teachers:
@@ -136,7 +145,7 @@ def describe(request: Request, workers: int, threads: int, fleet_size: int = 1) 
     if fleet_size != 1 and work.ready:
         lines += ["", f"{_in_words(work.ready)}; those of a process share batches and teacher:"]
         lines += (f"{len(f):>4}  {f[0].title}" + _to_last(f) for f in work.ready)
-    lines += ["", *_costs(plan, work, workers, threads), *(f"note: {r}" for r in remarks)]
+    lines += ["", *_costs(plan, work, workers, estimate), *(f"note: {r}" for r in remarks)]
     if plan.missing:
         lines.append(
             f"missing teachers: {', '.join(plan.missing)}; `python tools/download_teachers.py` "
@@ -149,24 +158,30 @@ def _to_last(fleet: Sequence[Job]) -> str:
     return f" to {fleet[-1].title}" if len(fleet) > 1 else ""
 
 
-def _costs(plan: Plan, work: Work, workers: int, threads: int) -> Iterator[str]:
+def _costs(plan: Plan, work: Work, workers: int, estimate: Estimate) -> Iterator[str]:
     """Lines on time and disk."""
-    estimate = Estimate(threads)
     sizes = {job.id: len(fleet) for fleet in work.ready for job in fleet}
-    left = [plan.jobs[p.id] for p in plan.places if p.id and p.id not in plan.done]
-    left += plan.needed_teachers
-    seconds = 0.0
-    for job in left:
+    left = {p.id: plan.jobs[p.id] for p in plan.places if p.id and p.id not in plan.done}
+    left |= {job.id: job for job in plan.needed_teachers}
+
+    def seconds(job: Job) -> float:
         rest = 1 - job.epochs_done() / job.cfg.SOLVER.EPOCHS
-        seconds += rest * estimate.seconds(job.cfg, sizes.get(job.id, 1))
-    for use in plan.caches.uses.values():
-        if use.pays:
-            seconds += use.cost * estimate.pass_seconds(use.cfg)
-    disk = sum(estimate.disk(job.cfg) for job in left)
+        return rest * estimate.seconds(job.cfg, sizes.get(job.id, 1))
+
+    caches = [use for use in plan.caches.uses.values() if use.pays]
+    answers = sum(use.cost * estimate.pass_seconds(use.cfg) for use in caches)
+    first = [seconds(job) for job in plan.needed_teachers]
+    # Runs that wait for a teacher or for others' numbers are in no process yet.
+    processes = [*work.ready, *((job,) for id, job in left.items() if id not in sizes)]
+    ids = {job.id for job in plan.needed_teachers}
+    then = [sum(map(seconds, fleet)) for fleet in processes if fleet[0].id not in ids]
+    total = sum(first) + sum(then) + answers
+    # Nobody begins before the teachers are there; processes share the making of a file.
+    longest = makespan(first, workers) + answers / workers + makespan(then, workers)
+    disk = sum(estimate.disk(job.cfg) for job in left.values())
     yield (
-        f"left: {len(left)} runs, {duration(seconds)} of training, about "
-        f"{duration(seconds / max(1, min(workers, len(left))))} with {workers} at a time; "
-        f"{size(disk)} of checkpoints"
+        f"left: {len(left)} runs, {duration(total)} of training, about {duration(longest)} with "
+        f"{workers} at a time; {size(disk)} of checkpoints"
     )
     if left:
         yield f"estimated from {estimate.source}"
