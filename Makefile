@@ -33,12 +33,13 @@ GPU_CHECK ?= --device cuda
 gpu-check: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
 
+# The tests of a file stay in one process, which makes what they share once.
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 # Everything, also the proofs on many cases, of which "make test" has one each.
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile thorough
 
 # The oldest versions that requirements.txt and pyproject.toml allow; Python 3.10 or 3.11 has wheels of all.
 # Deprecations are not looked at: old releases here meet new ones of what they need themselves.

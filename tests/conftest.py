@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import signal
 
-import hypothesis
-import pytest
-import torch
+# Tests run side by side; each keeps to one core. Before numpy is loaded, which reads it then.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # Deterministic examples: a test that fails must fail again.
-hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, max_examples=60, database=None
-)
+for profile, examples in (("repeatable", 30), ("thorough", 120)):  # the latter in make test-slow
+    hypothesis.settings.register_profile(
+        profile, derandomize=True, deadline=None, max_examples=examples, database=None
+    )
 hypothesis.settings.load_profile("repeatable")
 
 # A job in the background (nohup make test &) ignores SIGINT, and its children with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tests run side by side; each keeps to one core.
 torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 

@@ -22,8 +22,9 @@ from mdistiller.engine.runtime.determinism import (
 )
 from mdistiller.errors import ConfigError
 
+from .commands import CONTEXT
 from .test_dataset_folder import save
-from .test_kill import CONTEXT, train_few
+from .test_kill import train_few
 from .test_resume import CASES, assert_same, build, outcome
 from .test_tools import DIGITS, ROOT, command, environment
 from .toys import mostly_slow

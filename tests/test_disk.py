@@ -13,7 +13,8 @@ import torch
 from mdistiller.engine.rundir.files import whole_file, write_text
 from mdistiller.errors import CheckpointError, InterruptedRun, MdistillerError
 
-from .test_kill import CONTEXT, train_few
+from .commands import CONTEXT
+from .test_kill import train_few
 from .test_resume import STEPS, assert_same, build, outcome, stop_after
 from .test_tools import DIGITS, ROOT
 

@@ -16,6 +16,8 @@ import torch
 from mdistiller.dataset import build_model
 from mdistiller.engine import trainer_dict
 
+from .commands import CONTEXT
+
 ROOT = Path(__file__).resolve().parents[1]
 KD = ("DISTILLER.TYPE", "KD")
 CRD = ("CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 64)
@@ -34,10 +36,6 @@ if "gradnorm" in trainer_dict:
 KILLS = 20
 IMAGES = 500
 KILLS_PER_CASE = -(-KILLS // len(CASES))
-
-# Forked from a server that has torch loaded: a process of its own without seconds of imports.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mdistiller.commands.train", "sklearn.datasets", "tests.test_kill"])
 
 
 def train_few(arguments: list[str], log: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 from urllib.error import URLError
 
@@ -20,6 +21,7 @@ from mdistiller.models.cifar.convnet import ConvNet
 from mdistiller.models.cifar.resnet import ResNet as CifarResNet
 from mdistiller.models.cifar.wrn import WideResNet
 from tests.golden_rules import fill, golden_json, golden_npz, images
+from tests.toys import mostly_slow
 
 GOLDEN = golden_json("models")
 MODELS = GOLDEN["models"]
@@ -37,6 +39,15 @@ FAMILIES += ("tiny_imagenet/MobileNetV2", "imagenet/ResNet18", "imagenet/MobileN
 
 # This project's own: of no golden fact.
 CONVNETS = {"convnet12": (85_738, 486_912), "convnet48": (498_190, 5_928_960)}
+
+# Beyond the one of each family only: these take most of the time.
+LARGE = {k for k, v in MODELS.items() if v["num_parameters"] > 4e6} - set(FAMILIES)
+
+
+def small_first(keys: Iterable[str]) -> list[Any]:
+    """``keys`` for parametrize, those in :data:`LARGE` with make test-slow only."""
+    return mostly_slow(keys := list(keys), *(k for k in keys if k not in LARGE))
+
 
 every_model = pytest.mark.parametrize("key", MODELS)
 every_family = pytest.mark.parametrize("key", FAMILIES)
@@ -164,7 +175,7 @@ def test_helper_methods_are_upstreams(key: str) -> None:
         assert callable(net.encode)
 
 
-@every_model
+@pytest.mark.parametrize("key", small_first(MODELS))
 def test_initial_weights(key: str) -> None:
     """As statistics: ours and the golden ones are two samples of the same distribution."""
     torch.manual_seed(1)
@@ -224,7 +235,7 @@ def assert_golden_statistics(net: nn.Module, key: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", [k for k, v in FORWARD.items() if "error" not in v])
+@pytest.mark.parametrize("key", small_first(k for k, v in FORWARD.items() if "error" not in v))
 def test_values_are_upstreams(key: str) -> None:
     net = build_filled(key)
     batch, _, size, _ = FORWARD[key]["input_shape"]
@@ -234,10 +245,10 @@ def test_values_are_upstreams(key: str) -> None:
     assert_golden_statistics(net, key)
 
 
-@pytest.mark.parametrize("name", tiny_imagenet_model_dict)
-def test_runs_on_64x64(name: str) -> None:
+@pytest.mark.parametrize("key", small_first(f"tiny_imagenet/{n}" for n in tiny_imagenet_model_dict))
+def test_runs_on_64x64(key: str) -> None:
     """Also the networks that upstream cannot run there, with maps twice as large as on 32x32."""
-    net = build(f"tiny_imagenet/{name}").eval()
+    net, name = build(key).eval(), key.split("/")[1]
     with torch.no_grad():
         logits, features = net(images(1, 1, 64))
         _, small = net(images(1, 1, 32))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import commands
 
 OWN = '''
 import torch
@@ -91,14 +88,7 @@ SOLVER: {EPOCHS: 1, BATCH_SIZE: 6, LR_DECAY_STAGES: []}
 
 
 def run(tool: str, *arguments: object, cwd: Path) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = commands.run(tool, *arguments, cwd=cwd)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -12,6 +12,7 @@ from mdistiller.distillers import distiller_dict
 from mdistiller.engine import trainer_dict
 from mdistiller.engine.run import build_distiller, build_trainer
 
+from .golden_rules import golden_json
 from .toys import ListLoader, config
 
 METHODS = [name for name in distiller_dict if not name.startswith("CROSSBATCH_")]
@@ -36,12 +37,18 @@ def digits_config(tmp_path, teacher_file, *opts):
     )
 
 
+# tests/test_methods.py trains them, too.
+NEWER = set(METHODS) - set(golden_json("distillers")["registry_order"])
+
+
 def cases():
     for method in METHODS:
-        yield method, "base", ()
+        rare = pytest.mark.slow if method in NEWER else ()
+        yield pytest.param(method, "base", (), marks=rare)
         if method != "NONE":
-            yield method, "dot", ()
-            yield f"CROSSBATCH_{method}", "crossbatch", ()
+            dot = () if method in ("KD", "VID") else pytest.mark.slow
+            yield pytest.param(method, "dot", (), marks=dot)
+            yield pytest.param(f"CROSSBATCH_{method}", "crossbatch", (), marks=rare)
     yield "VID", "base", ("VID.LEARN_VARIANCE", True)
     yield "CROSSBATCH_VID", "crossbatch", ("VID.LEARN_VARIANCE", True)
     yield "CRD", "crd", ("CRD.MODE", "relax")

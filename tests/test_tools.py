@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from . import commands
 from .toys import FEW_DIGITS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,21 +30,21 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def run(tool: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+def run(tool: str, *arguments: object) -> subprocess.CompletedProcess:
+    """In a process that is Python from its very beginning to its end."""
     return subprocess.run(
-        command(tool, *arguments),
+        command(f"{tool}.py", *arguments),
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
-        **options,
     )
 
 
-def train(prefix: Path, cfg: str, *arguments: str) -> subprocess.CompletedProcess:
-    return run("train.py", "--cfg", f"{DIGITS}/{cfg}.yaml", "LOG.PREFIX", prefix, *arguments)
+def train(prefix: Path, cfg: str, *arguments: object, run=commands.run):
+    return run("train", "--cfg", f"{DIGITS}/{cfg}.yaml", "LOG.PREFIX", prefix, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,9 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_a_status(case, tmp_path):
     (tmp_path / "damaged").write_bytes(b"PK\x03\x04 not a checkpoint")
     arguments, status, words = BAD_INPUT[case]
-    done = run("train.py", *(a.format(tmp=tmp_path) for a in arguments))
+    # Started anew where only that shows what comes before the tool's own code.
+    start = run if case == "no configuration" else commands.run
+    done = start("train", *(a.format(tmp=tmp_path) for a in arguments))
     assert done.returncode == status, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -165,13 +168,15 @@ def test_bad_input_is_one_line_and_a_status(case, tmp_path):
 
 def test_wandb_without_a_login_stays_offline(tmp_path):
     pytest.importorskip("wandb")
-    done = train(tmp_path, "vanilla", *FEW_DIGITS, "SOLVER.EPOCHS", "1", "LOG.WANDB", "True")
+    done = train(
+        tmp_path, "vanilla", *FEW_DIGITS, "SOLVER.EPOCHS", "1", "LOG.WANDB", "True", run=run
+    )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("digits/*/wandb/offline-run-*"))
 
 
 def test_list_names_everything():
-    done = run("train.py", "--list")
+    done = run("train", "--list")
     assert done.returncode == 0, done.stderr
     for words in ("CROSSBATCH_KDSVD", "crd_dot", "glyphs", "resnet56", "0.86 M", "125.8 M"):
         assert words in done.stdout
@@ -194,7 +199,7 @@ def test_reader_of_the_output_may_leave():
 
 
 def test_eval_prints_a_json_line(teacher):
-    done = run("eval.py", "-m", "resnet20", "-c", str(teacher), "-d", "digits", "-bs", "50")
+    done = commands.run("eval", "-m", "resnet20", "-c", str(teacher), "-d", "digits", "-bs", "50")
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     result = json.loads((teacher.parent / "result.json").read_text())
@@ -204,7 +209,7 @@ def test_eval_prints_a_json_line(teacher):
 
 
 def test_eval_refuses_the_wrong_network(teacher):
-    done = run("eval.py", "-m", "resnet8", "-c", str(teacher), "-d", "digits")
+    done = commands.run("eval", "-m", "resnet8", "-c", str(teacher), "-d", "digits")
     assert done.returncode == 1
     assert "does not fit" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -216,7 +221,7 @@ def test_compare_trains_once_and_prints_the_table(tmp_path, teacher):
         *("--workers", "2", "--set", "LOG.PREFIX", tmp_path, *FEW_DIGITS, "SOLVER.EPOCHS", "1"),
         *("DISTILLER.TEACHER_CKPT", teacher),
     ]
-    first = run("compare.py", *arguments)
+    first = run("compare", *arguments)
     assert first.returncode == 0, first.stderr
     results = [json.loads(p.read_text()) for p in tmp_path.glob("digits/*/result.json")]
     assert sorted((r["distiller"], r["seed"]) for r in results) == [
@@ -225,15 +230,15 @@ def test_compare_trains_once_and_prints_the_table(tmp_path, teacher):
     kd = [r["last_top1"] for r in results if r["distiller"] == "KD"]
     assert f"{sum(kd) / 2:.2f} +- " in first.stdout
     began = time.monotonic()
-    second = run("compare.py", *arguments)
+    second = commands.run("compare", *arguments)
     assert "[" not in second.stdout
     assert first.stdout.endswith(second.stdout)
     assert time.monotonic() - began < 60
 
 
 def test_compare_reports_a_failed_run_with_its_log(tmp_path):
-    done = run(
-        *("compare.py", "--cfg", f"{DIGITS}/kd.yaml", "--seeds", "0"),
+    done = commands.run(
+        *("compare", "--cfg", f"{DIGITS}/kd.yaml", "--seeds", "0"),
         *("--set", "LOG.PREFIX", tmp_path, "DISTILLER.TEACHER_CKPT", "no/such"),
     )
     assert done.returncode == 1

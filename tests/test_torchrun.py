@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,12 +20,10 @@ from mdistiller.engine import BaseTrainer, trainer_dict
 from mdistiller.engine.runtime.distributed import World
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
 
+from .commands import CONTEXT
 from .test_resume import CASES, SHORT, images, some_weights, stop_after
 from .test_tools import DIGITS, ROOT, environment
 from .toys import CrossBatchToyHint, ToyHint, config, networks
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mdistiller.commands.train", "sklearn.datasets", "tests.test_kill"])
 
 IMAGES = 33  # batches of 8 and one of 1, which leaves the second process without an image
 # CRD runs in one process; what relates images, and SimKD's projector with its BatchNorm, sees one
