@@ -67,6 +67,8 @@ def outcome(method, student, teacher):
         logits, losses = distiller(image=image, target=target, epoch=3, **inputs)
     except ConfigError as error:
         return str(error)
+    except KeyError as error:  # as a trainer does
+        return refusal(distiller, error.args[0])
     total = sum(loss.mean() for loss in losses.values())
     assert logits.shape == (BATCH, CLASSES) and total.isfinite()
     kd = sum(losses[n].mean() for n in distiller.distillation_losses if n in losses)
@@ -74,6 +76,14 @@ def outcome(method, student, teacher):
     total_gradient = gradient.abs().sum()
     assert total_gradient.isfinite() and total_gradient > 0
     return WORKS
+
+
+def refusal(distiller, key):
+    try:
+        distiller.refuse_networks(key)
+    except ConfigError as error:
+        return str(error)
+    raise KeyError(key)
 
 
 def methods():

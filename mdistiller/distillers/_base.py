@@ -204,13 +204,9 @@ class Distiller(nn.Module):
         """:meth:`forward_train` in train mode, else :meth:`forward_test`."""
         if not self.training:
             return self.forward_test(kwargs["image"])
-        try:
-            return self.forward_train(**kwargs)
-        except KeyError as error:
-            self._refuse_networks(error.args[0])
-            raise
+        return self.forward_train(**kwargs)
 
-    def _refuse_networks(self, key: Any) -> None:
+    def refuse_networks(self, key: Any) -> None:
         """Raise a ConfigError if ``key`` is a feature that a network of others does not have."""
         for network in (self.student, self.teacher):
             if isinstance(network, Foreign) and key in network.lacks:

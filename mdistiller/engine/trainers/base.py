@@ -165,7 +165,11 @@ class BaseTrainer:
     def step(self, batch: Batch, epoch: int) -> StepResult:
         """One optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        result = self.backward(batch, epoch)
+        try:
+            result = self.backward(batch, epoch)
+        except KeyError as error:
+            self.distiller.refuse_networks(error.args[0])
+            raise
         self.optimizer.step()
         return result
 
