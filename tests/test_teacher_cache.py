@@ -424,7 +424,7 @@ def test_a_plan_keeps_answers_where_that_saves_passes(base, tmp_path, monkeypatc
     assert "1 runs of 25 epochs, 25 teacher passes saved of 25" in use.words
     # A run that has begun goes on as it began.
     job = jobs[0]
-    trainer = build_trainer(job.cfg, job.opts)
+    trainer = build_trainer(job.cfg)
     stop_after(trainer, 2)
     with pytest.raises(InterruptedRun):
         trainer.train()
