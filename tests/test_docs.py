@@ -6,6 +6,7 @@ import html
 import itertools
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,10 @@ def test_the_environment_is_told_in_one_paste(capsys):
     assert {"python", "processor", "cores", "CUDA of torch", "SOLVER.DEVICE auto"} <= told.keys()
     (form,) = (ROOT / ".github" / "ISSUE_TEMPLATE").glob("fault.yml")
     assert "tools/report.py env" in form.read_text()
+
+
+def test_the_drawing_of_a_step_is_what_its_script_draws():
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "step.py"))
+    for name, palette in script["PALETTES"].items():
+        drawn = (ROOT / "docs" / "figures" / f"step-{name}.svg").read_text(encoding="utf-8")
+        assert script["draw"](palette) == drawn
