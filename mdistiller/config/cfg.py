@@ -1,9 +1,10 @@
 """The run's configuration: ``CFG`` holds every key with its default.
 
->>> cfg = CFG.clone()
->>> cfg.merge_from_list(["SOLVER.LR", "0.1"])
->>> cfg.SOLVER.LR
-0.1
+Examples:
+    >>> cfg = CFG.clone()
+    >>> cfg.merge_from_list(["SOLVER.LR", "0.1"])
+    >>> cfg.SOLVER.LR
+    0.1
 """
 
 from __future__ import annotations

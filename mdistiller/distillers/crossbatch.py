@@ -11,10 +11,11 @@ class CrossBatchDistiller(Distiller):
     Registering a distiller as NAME makes this form of it. Write one by hand to override
     :meth:`reference_loss`; put this class before the distiller in the bases:
 
-    >>> from mdistiller.distillers import KD, CrossBatchDistiller, distiller_dict
-    >>> @distiller_dict.register("CROSSBATCH_MINE")
-    ... class CrossBatchMine(CrossBatchDistiller, KD):
-    ...     pass
+    Examples:
+        >>> from mdistiller.distillers import KD, CrossBatchDistiller, distiller_dict
+        >>> @distiller_dict.register("CROSSBATCH_MINE")
+        ... class CrossBatchMine(CrossBatchDistiller, KD):
+        ...     pass
 
     The ``crossbatch`` trainer then weights the gradient of the sum of
     :attr:`supervised_losses` against that of the sum of :attr:`distillation_losses` (both

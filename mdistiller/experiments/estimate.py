@@ -196,8 +196,9 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 def duration(seconds: float) -> str:
     """E.g. "37 s", "4 min", "1 h 12 min", "3 d 4 h".
 
-    >>> duration(4321)
-    '1 h 12 min'
+    Examples:
+        >>> duration(4321)
+        '1 h 12 min'
     """
     if seconds < 100:
         return f"{seconds:.0f} s"

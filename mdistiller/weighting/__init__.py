@@ -1,15 +1,16 @@
 """Loss weighting: mathematics on small tensors, and one call for anybody's training loop.
 
->>> import torch
->>> from mdistiller.weighting import CrossBatchWeighting, cross_batch_backward
->>> student, weighting = torch.nn.Linear(2, 3), CrossBatchWeighting()
->>> first, second, label = torch.ones(1, 2), torch.eye(2), torch.tensor([0, 1])
->>> ce = torch.nn.functional.cross_entropy(student(first), label[:1])
->>> kd = student(first).square().mean()
->>> unseen = torch.nn.functional.cross_entropy(student(second), label)
->>> weights = cross_batch_backward(
-...     {"ce": ce, "kd": kd}, reference=unseen, inputs=student.parameters(), weighting=weighting
-... )
+Examples:
+    >>> import torch
+    >>> from mdistiller.weighting import CrossBatchWeighting, cross_batch_backward
+    >>> student, weighting = torch.nn.Linear(2, 3), CrossBatchWeighting()
+    >>> first, second, label = torch.ones(1, 2), torch.eye(2), torch.tensor([0, 1])
+    >>> ce = torch.nn.functional.cross_entropy(student(first), label[:1])
+    >>> kd = student(first).square().mean()
+    >>> unseen = torch.nn.functional.cross_entropy(student(second), label)
+    >>> weights = cross_batch_backward(
+    ...     {"ce": ce, "kd": kd}, reference=unseen, inputs=student.parameters(), weighting=weighting
+    ... )
 """
 
 from .aggregators import PairAggregator

@@ -1,11 +1,12 @@
 """The paper's tables and figures as data: rows, columns, and the configuration of every cell.
 
->>> table = build_table("table1")
->>> len(table.cells), table.trials
-(70, 5)
->>> cell = table.cell("kd", "res56_res20")
->>> cell.cfg_file, cell.printed
-('configs/cifar100/baseline/kd_res56_res20.yaml', 70.62)
+Examples:
+    >>> table = build_table("table1")
+    >>> len(table.cells), table.trials
+    (70, 5)
+    >>> cell = table.cell("kd", "res56_res20")
+    >>> cell.cfg_file, cell.printed
+    ('configs/cifar100/baseline/kd_res56_res20.yaml', 70.62)
 """
 
 from __future__ import annotations
