@@ -93,7 +93,7 @@ class LoopStep:
 
 
 class FleetStep:
-    """A step of the next student of several that share batches and teacher (engine/fleet.py)."""
+    """A step of the next student of several that share batches and teacher (a fleet)."""
 
     def __init__(self, trainers: list[BaseTrainer]) -> None:
         self.shared = Shared(SharedTime().shared)

@@ -20,8 +20,6 @@ from mdistiller.seeding import derive_seed, generator, seed_everything
 
 from .meters import validate
 
-FAULTS = ("none", "permute", "random")
-
 # A teacher this many points below its published accuracy is probably not the published one.
 _TOLERANCE = 0.5
 

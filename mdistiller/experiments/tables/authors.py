@@ -41,11 +41,6 @@ class Published:
     selected: str = "best"
     note: str = ""
 
-    @property
-    def standard(self) -> bool:
-        """Whether a row of the usual budget may stand beside them."""
-        return self.epochs == 240 and self.views == 1 and not self.note
-
 
 @dataclass(frozen=True)
 class Row:
