@@ -126,7 +126,3 @@ def _occupy_standard_descriptors() -> None:
         except OSError:
             # The lowest free number, hence this one.
             os.open(os.devnull, os.O_RDWR)
-
-
-# Its name until now, for changes that are under way; goes with the last of them.
-say = log

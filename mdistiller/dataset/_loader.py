@@ -197,6 +197,9 @@ class Loader(ABC):
             if not self.train:
                 yield image, target
                 continue
+            if self._sampler is None and self.answers is None and not strong:
+                yield image, target, index
+                continue
             rows = self._rows(number)
             # From the order, not from index, which may be on another device.
             own, drawn, answers = order[rows], None, None

@@ -30,8 +30,10 @@ class Batch:
         image: [B, 3, H, W].
         target: class labels [B].
         index: positions in the training set [B]; None where the loader gives none.
-        contrastive_index: [B, K + 1]; None for a method that contrasts nothing.
-        strong: the images under strong augmentation [B, 3, H, W] (DATASET.STRONG_VIEW).
+        contrastive_index: [B, K + 1]; None, or without columns, for a method that contrasts
+            nothing.
+        strong: the images under strong augmentation [B, 3, H, W] (DATASET.STRONG_VIEW); None, or
+            without columns, where there are none.
         answers: the teacher's, as rows of a file [B, width] (DISTILLER.TEACHER_CACHE).
         step: number of the step in the whole run, from 0.
         fraction: this process's part of the images of all processes; 0 for a stand-in. A mean
@@ -50,24 +52,17 @@ class Batch:
     fraction: float = 1.0
     auxiliary: Batch | None = None
 
-    def __post_init__(self) -> None:
-        # What was not asked for, but stands before something that was, has no columns.
-        for name in ("contrastive_index", "strong"):
-            value = getattr(self, name)
-            if value is not None and not value.shape[1]:
-                setattr(self, name, None)
-        if self.answers is not None:
-            # Where the distiller finds them that shows this tensor, and no other, to its teacher.
-            self.image.answers = self.answers  # type: ignore[attr-defined]
-
     def inputs(self, epoch: int) -> dict[str, Any]:
         """A distiller's keyword arguments: what there is of this batch, and the epoch."""
         found: dict[str, Any] = {"image": self.image, "target": self.target, "epoch": epoch}
-        if self.index is not None:
-            found["index"] = self.index
-        for name in ("contrastive_index", "strong"):
-            if (value := getattr(self, name)) is not None:
+        for name in ("index", "contrastive_index", "strong"):
+            value = getattr(self, name)
+            # What was not asked for, but stands before something that was, has no columns.
+            if value is not None and (value.dim() == 1 or value.shape[1]):
                 found[name] = value
+        if self.answers is not None:
+            # Where the distiller finds them that shows this tensor, and no other, to its teacher.
+            self.image.answers = self.answers  # type: ignore[attr-defined]
         return found
 
 

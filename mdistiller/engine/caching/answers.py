@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdistiller.config import Config
-from mdistiller.console import say
+from mdistiller.console import log
 from mdistiller.dataset import ArrayLoader, Loader, get_dataset
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
@@ -203,7 +203,7 @@ def complete(cfg: Config) -> None:
     dtype, missing = file.header.dtype, file.missing
     file.close()
     if missing:
-        say(f"{path}: {missing} blocks of the teacher's answers are to be computed first")
+        log(f"{path}: {missing} blocks of the teacher's answers are to be computed first")
         source = source_of(cfg, dtype)
         with_file = open_or_create(path, source.header)
         try:
