@@ -53,13 +53,13 @@ CHECKPOINT_ROWS = [name for name in ROWS if name.startswith("checkpoint: ")]
 # ---- a small data set under the name of a shipped one, to train within a second ----------------
 
 
-def small_digits(cfg, sizes=(41, 40)):
+def small_digits(cfg, sizes=(41, 40), classes=10):
     rng = np.random.default_rng(0)
     sets = [
         ImageArray(
             torch.from_numpy(rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)),
-            torch.arange(n) % 10,
-            num_classes=10,
+            torch.arange(n) % classes,
+            num_classes=classes,
         )
         for n in sizes
     ]
@@ -349,6 +349,22 @@ def test_image_that_cannot_be_decoded(tools):
     outcome = train_tiny(tools, "DATASET.SKIP_BROKEN", True)
     assert_row("data: the same with DATASET.SKIP_BROKEN True", outcome)
     assert "b2.JPEG" in outcome[1]
+
+
+def test_one_class(tools, monkeypatch, tmp_path):
+    """Of any method; DKD, whose part among the other classes is empty with two, says so then."""
+
+    def classes(count):
+        replace_digits(monkeypatch, lambda cfg: small_digits(cfg, classes=count))
+
+    classes(1)
+    for call in ((VANILLA,), (KD,), (KD, "DISTILLER.TYPE", "DKD")):
+        assert_row("data: a single class", tools.train(*call))
+    classes(2)
+    torch.save(build_model("digits", "resnet8", 2).state_dict(), tmp_path / "two")
+    opts = ("DISTILLER.TYPE", "DKD", "DISTILLER.TEACHER", "resnet8")
+    outcome = tools.train(KD, *opts, "DISTILLER.TEACHER_CKPT", tmp_path / "two")
+    assert_row("data: two classes for DKD", outcome)
 
 
 def test_images_of_two_sizes(tools):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -180,6 +181,33 @@ def stop_without_a_word(folder):
 
     trainer.step = step
     trainer.train()
+
+
+def lose_the_data(folder):
+    trainer = build(folder, "DOT", "LOG.SAVE_EVERY_STEPS", 1)
+    plain = trainer.batches
+
+    def batches(epoch, start=0):
+        for number, batch in enumerate(plain(epoch, start)):
+            if World().rank == 1 and number == 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            yield batch
+
+    trainer.batches = batches
+    trainer.train()
+
+
+def test_if_one_process_cannot_read_its_data_all_end(tmp_path):
+    began = time.monotonic()
+    assert in_two(tmp_path, lose_the_data) == [1, 1]
+    assert time.monotonic() - began < 60
+    told, why = ((tmp_path / f"error{rank}").read_text() for rank in (0, 1))
+    assert "another process of this training stopped" in told
+    assert why.startswith("1 too many open files")
+    for text in (told, why):
+        assert "\n" not in text
+        assert "--resume continues" in text
+    assert torch.load(tmp_path / "run" / "latest", weights_only=True)["step"] == 3
 
 
 def test_if_one_process_fails_none_waits_for_ever(tmp_path):

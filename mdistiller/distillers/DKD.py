@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +63,16 @@ class DKD(Distiller):
     }
     compares_logits = True
     reads_cache = ("logits",)
+
+    @classmethod
+    def check_classes(cls, num_classes: int) -> None:
+        super().check_classes(num_classes)
+        if num_classes == 2:
+            warnings.warn(
+                "DKD.BETA has no effect on data of two classes: beside the target there is one "
+                "class only, so that nothing is distilled among the others",
+                stacklevel=3,
+            )
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: Config) -> None:
         super().__init__(student, teacher, cfg)

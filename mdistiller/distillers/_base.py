@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.config import Config, Settings
-from mdistiller.errors import ConfigError
+from mdistiller.errors import ConfigError, DataError
 from mdistiller.models import Foreign
 from mdistiller.weighting import frozen_statistics
 
@@ -90,6 +90,19 @@ class Distiller(nn.Module):
             raise ConfigError(
                 "DISTILLER.LOGIT_STANDARDIZATION works for methods that compare logits, such as "
                 f"KD and DKD; {cls.__name__} does not, so set it to False"
+            )
+
+    @classmethod
+    def check_classes(cls, num_classes: int) -> None:
+        """Refuse data of too few classes, before anything is trained.
+
+        Raises:
+            DataError: there is one class only, so that every loss is constant.
+        """
+        if num_classes < 2:
+            raise DataError(
+                f"the data set has {num_classes} class{'es' if num_classes != 1 else ''}, and "
+                "there is nothing to learn from fewer than two; look at DATASET.ROOT"
             )
 
     def __init__(

@@ -174,7 +174,13 @@ class Loop:
         found = explained(error)
         if found is None:
             return error
-        if state is None or not state.steps or self._world.size > 1:
+        if self._world.size > 1:
+            # To save the step, the others would have to be asked before every exchange.
+            return type(found)(
+                f"{found}; the same command with --resume continues from the latest checkpoint "
+                "(LOG.SAVE_EVERY_STEPS makes one within an epoch)"
+            )
+        if state is None or not state.steps:
             return found
         self._save_step(epoch, state)
         return type(found)(

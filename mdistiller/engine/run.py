@@ -52,6 +52,7 @@ def build_distiller(cfg: Config, num_classes: int, num_data: int, loader: Any = 
         num_data: size of the training set (for a method that contrasts images).
         loader: of the training set, to which the teacher's input is adapted.
     """
+    distiller_dict[cfg.DISTILLER.TYPE].check_classes(num_classes)
     teacher = None
     if cfg.DISTILLER.TYPE != "NONE":
         teacher = build_teacher(cfg, num_classes, loader)
