@@ -300,12 +300,28 @@ def test_layouts_of_other_programs(net: nn.Module, tmp_path: Path) -> None:
         "compiled inside": {k.replace("layer1.", "layer1._orig_mod."): v for k, v in own.items()},
         "a distiller's": {"model": {**prefixed(worse, "teacher."), **prefixed(own, "student.")}},
         "settings beside": {"opt": argparse.Namespace(lr=0.1, path=Path("x")), "model": own},
+        "counted": {
+            "state_dict": {**own, "total_ops": torch.ones(1), "fc.total_params": torch.ones(1)}
+        },
+        "sharded inside": prefixed(own, "_fsdp_wrapped_module."),
+        "a list": [3, own],
+        "deep": {"model": {"model": {"model": {"model": own}}}},
+        "numpy arrays": {"net": {k: v.numpy() for k, v in own.items()}},
+        "a history beside": {"net": own, "losses": np.arange(3.0), "best": np.float32(1)},
         "unknown settings": {"cfg": Settings(lr=Settings()), "model": own},
     }
     for content in layouts.values():
         fresh = build_model("digits", NAME, CLASSES)
         load_weights(fresh, save(tmp_path / "ckpt", content))
         assert_same(fresh.state_dict(), own)
+
+
+def test_weights_that_are_not_finite(net: nn.Module, tmp_path: Path) -> None:
+    weights = {**net.state_dict(), "conv1.weight": net.state_dict()["conv1.weight"] / 0}
+    path, fresh = save(tmp_path / "ckpt", weights), build_model("digits", NAME, CLASSES)
+    before = {k: v.clone() for k, v in fresh.state_dict().items()}
+    assert "the first is conv1.weight" in error_of(load_weights, fresh, path)
+    assert_same(fresh.state_dict(), before)
 
 
 def test_safetensors(net: nn.Module, tmp_path: Path) -> None:
@@ -327,6 +343,8 @@ def test_what_is_no_checkpoint_is_called_what_it_is(net: nn.Module, tmp_path: Pa
         (b"<!DOCTYPE html><html>not found</html>", "a web page"),
         (gzip.compress(b"x"), "compressed with gzip"),
         (b'{"message": "Not Found"}', "a JSON text"),
+        (b"Access denied\n", "a text ('Access denied')"),
+        (bytes(2048), "damaged, it begins with zeros only"),
         (b"", "empty"),
     ):
         path.write_bytes(raw)

@@ -198,9 +198,7 @@ def lose_the_data(folder):
 
 
 def test_if_one_process_cannot_read_its_data_all_end(tmp_path):
-    began = time.monotonic()
     assert in_two(tmp_path, lose_the_data) == [1, 1]
-    assert time.monotonic() - began < 60
     told, why = ((tmp_path / f"error{rank}").read_text() for rank in (0, 1))
     assert "another process of this training stopped" in told
     assert why.startswith("1 too many open files")

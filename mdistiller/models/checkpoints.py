@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import pickle
 import re
 import sys
@@ -32,7 +31,10 @@ _WEIGHTS = (
 # A smoothed copy of the weights that lies beside them; taken where there is nothing else.
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)($|_)|^averag", re.IGNORECASE)
 # What wrappers put in front of the keys of the network inside.
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.")
+_WRAPPERS = ("module.", "model.", "net.", "network.", "student.", "backbone.")
+# The same within keys, and what a counter of operations (thop) leaves in a state dict.
+_WITHIN = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+_COUNTED = re.compile(r"(^|\.)total_(ops|params)$")
 # Modules whose objects can act; whatever else a file names is replaced by an empty dictionary.
 _HARMLESS = {"argparse", "collections", "datetime", "decimal", "enum", "pathlib", "types", "uuid"}
 _MEANT = frozenset(sys.stdlib_module_names | {"torch", "numpy", "mdistiller"}) - _HARMLESS
@@ -67,6 +69,7 @@ def _load_first(path: str | Path, network: Callable[[dict[str, Tensor]], nn.Modu
         model = network(state)
         problems = _differences(model.state_dict(), state)
         if not problems:
+            _check_finite(path, state)
             model.load_state_dict(state)
             return model
         first = first or (model, problems)
@@ -77,6 +80,15 @@ def _load_first(path: str | Path, network: Callable[[dict[str, Tensor]], nn.Modu
         f"{path} does not fit {name_of(model)}: {'; '.join(problems)}; use the "
         "architecture and the data set that the file was trained with"
     )
+
+
+def _check_finite(path: str | Path, state: dict[str, Tensor]) -> None:
+    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path} holds numbers that are not finite ({len(broken)} of {len(state)} tensors, the "
+            f"first is {broken[0]}); its training has failed, give an earlier one"
+        )
 
 
 def _differences(own: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
@@ -124,7 +136,7 @@ def _readings(path: str | Path, content: Any) -> Iterator[dict[str, Tensor]]:
     found = False
     for state in _state_dicts(content):
         found = True
-        state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+        state = {_WITHIN.sub("", k): v for k, v in state.items() if not _COUNTED.search(k)}
         for bare in _unwrapped(state):
             # A distiller's, or a network among others, such as beside a loss with weights.
             parts = [part for prefix in ("student.", *_WRAPPERS) if (part := _below(prefix, bare))]
@@ -154,12 +166,15 @@ def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _state_dicts(content: Any, depth: int = 3) -> Iterator[dict[str, Tensor]]:
+def _state_dicts(content: Any, depth: int = 5) -> Iterator[dict[str, Tensor]]:
     """The dictionaries of tensors by name within ``content``, the likeliest weights first."""
+    if isinstance(content, (list, tuple)) and depth:  # such as (epoch, state dict)
+        for part in content:
+            yield from _state_dicts(part, depth - 1)
     if not isinstance(content, dict):
         return
-    named = {key: value for key, value in content.items() if isinstance(key, str)}
-    inner = {key: value for key, value in named.items() if isinstance(value, dict)}
+    named = {key: _tensor(value) for key, value in content.items() if isinstance(key, str)}
+    inner = {key: v for key, v in named.items() if isinstance(v, (dict, list, tuple))}
     if depth:
         usual = [key for key in _WEIGHTS if key in inner]
         others = [k for k in inner if k not in usual and not k.startswith("optim")]
@@ -175,12 +190,19 @@ def _state_dicts(content: Any, depth: int = 3) -> Iterator[dict[str, Tensor]]:
         yield state
 
 
+def _tensor(value: Any) -> Any:
+    """``value``, as a tensor if it is an array of numbers."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))  # copied, writable
+    return value
+
+
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
     """What ``torch.save`` wrote to ``path``, or the tensors of a safetensors file.
 
-    Nothing in the file is executed: tensors, numpy scalars and plain Python data are read,
-    settings objects of other programs (an argparse.Namespace, a configuration) are replaced by
-    empty dictionaries.
+    Nothing in the file is executed: tensors, numpy's numbers and arrays, and plain Python data are
+    read, settings objects of other programs (an argparse.Namespace, a configuration) are replaced
+    by empty dictionaries.
 
     Raises:
         CheckpointError: the file is missing, damaged, something else, or asks for objects that
@@ -223,7 +245,7 @@ class _Inert:
 
 def _load(path: str | Path, map_location: Any) -> Any:
     """``torch.load`` with an inert stand-in for each object of a module that is not ``_MEANT``."""
-    allowed = _numpy_scalars()
+    allowed = _numpy_data()
     for _ in range(100):  # more kinds of objects than a settings file has
         try:
             with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
@@ -302,6 +324,8 @@ def _other_kind(path: str | Path) -> str | None:
         for beginning, kind in _BEGINNINGS:
             if start.lstrip().startswith(beginning):
                 return kind
+        if not any(start):
+            return "damaged, it begins with zeros only; fetch or train it again"
         if tarfile.is_tarfile(path):
             with tarfile.open(path) as archive:
                 names = archive.getnames()
@@ -314,20 +338,28 @@ def _other_kind(path: str | Path) -> str | None:
             if not any(name.endswith("data.pkl") for name in names):
                 return f"an archive of {', '.join(names[:3])}, ...; unpack it and give one of them"
             return None
-        json.loads(Path(path).read_text(encoding="utf-8"))
-        return "a JSON text, not a checkpoint"
+        text = start.decode("ascii")
+        if not re.fullmatch(r"[ -~\s]+", text):
+            return None
+        if text.lstrip()[:1] in "{[":
+            return "a JSON text, not a checkpoint"
+        return f"a text ({' '.join(text.split())[:40]!r}), not a checkpoint; fetch the file itself"
     except (OSError, ValueError, tarfile.TarError, zipfile.BadZipFile):
         return None
 
 
-def _numpy_scalars() -> list[Any]:
-    """What a pickled numpy number refers to.
+def _numpy_data() -> list[Any]:
+    """What pickled numpy numbers and arrays refer to.
 
     mdistiller's ``latest`` holds such numbers: the learning rates after the first decay.
     """
-    make_scalar = np.float64(0).__reduce__()[0]
-    # The same function under the module names of numpy 1 and 2.
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    makers = {"scalar": np.float64(0), "_reconstruct": np.zeros(1)}
+    # The same functions under the module names of numpy 1 and 2.
+    named = [
+        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for name, value in makers.items()
+        for core in ("core", "_core")
+    ]
     codes = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
     dtypes = {type(np.dtype(code)) for code in codes}
-    return [*((make_scalar, name) for name in names), np.dtype, *dtypes]
+    return [*named, np.ndarray, np.dtype, *dtypes]
