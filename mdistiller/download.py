@@ -5,7 +5,6 @@ Several processes may want the same at once: the first one makes it, the others 
 
 from __future__ import annotations
 
-import errno
 import http.client
 import lzma
 import os
@@ -28,7 +27,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .console import log
-from .errors import DataError
+from .errors import UNSUPPORTED, DataError
 
 ATTEMPTS = 3
 WAIT_SECONDS = 1.0  # before the second attempt; twice as long before each further one
@@ -44,12 +43,6 @@ _DAMAGED = (
     EOFError,
     RuntimeError,
 )
-
-
-# What file systems without locks answer.
-_NO_LOCKS = {
-    getattr(errno, name, None) for name in ("ENOSYS", "ENOLCK", "ENOTSUP", "EOPNOTSUPP", "EINVAL")
-}
 
 
 @contextmanager
@@ -75,7 +68,7 @@ def exclusive(path: Path) -> Iterator[None]:
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         # Any other failure will be met again, and told, by who writes there.
-        if isinstance(error, NotImplementedError) or error.errno in _NO_LOCKS:
+        if isinstance(error, NotImplementedError) or error.errno in UNSUPPORTED:
             warnings.warn(
                 f"the file system of {path.parent} has no locks: do not make {path.name} in two "
                 "processes at once"

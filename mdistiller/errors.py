@@ -52,6 +52,13 @@ class InterruptedRun(MdistillerError):
         self.exit_code = exit_code
 
 
+# What a file system says that does not know an operation (network shares, FUSE, containers).
+UNSUPPORTED = frozenset(
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "ENOTTY")
+    if hasattr(errno, name)
+)
+
 # What is said of lack of memory: by PyTorch on CPUs and devices, by C++, by oneDNN, by threads.
 _NO_MEMORY = (
     "out of memory",

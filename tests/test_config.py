@@ -371,6 +371,7 @@ def test_name_that_is_no_folder_is_refused(tmp_path):
         ("EXPERIMENT.PROJECT", "/root"),
         ("EXPERIMENT.NAME", "a" * 201),
         ("EXPERIMENT.NAME", "two\nlines"),
+        ("EXPERIMENT.NAME", "t\udce4g"),  # a byte that is no character, as Python reads it
     ):
         with pytest.raises(ConfigError, match=key):
             loaded(tmp_path, "", key, value)

@@ -116,6 +116,16 @@ def test_links_to_what_is_nowhere_else_count_once(root):
     assert ("b/gone.png", "b") in found
 
 
+def test_pipes_and_devices_are_not_opened(root):
+    """Whoever opens a pipe waits for ever."""
+    before = labelled(ImageFiles(root))
+    os.mkfifo(root / "a" / "pipe.png")
+    (root / "b" / "device.png").symlink_to("/dev/zero")
+    (root / "b" / "piped.png").symlink_to(root / "a" / "pipe.png")
+    with pytest.warns(UserWarning, match=r"left out: 3 pipes or devices \(a/pipe.png, b/dev"):
+        assert labelled(ImageFiles(root)) == before
+
+
 def test_links_around_in_a_circle_end(root):
     for name, other in (("one", "two"), ("two", "one")):
         save(root.parent / name / f"{name}.png")

@@ -18,6 +18,8 @@ from mdistiller.engine.rundir.folder import claim, is_locked
 from mdistiller.engine.rundir.records import read_lines, read_metrics
 from mdistiller.engine.rundir.result import source_commit
 from mdistiller.errors import CheckpointError, ConfigError
+from mdistiller.experiments.records import append_query
+from mdistiller.experiments.schema import Query
 
 from .test_resume import STEPS, assert_same, build, outcome
 
@@ -54,6 +56,8 @@ def test_what_is_missing_is_said_and_other_errors_are_not_hidden(tmp_path, monke
     monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
     with pytest.warns(UserWarning, match="power cut"):
         save_checkpoint({}, tmp_path / "file")
+    with pytest.warns(UserWarning, match="power cut"):
+        assert append_query(tmp_path, Query("table1"))
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
     with pytest.raises(CheckpointError, match="cannot write"):
         save_checkpoint({}, tmp_path / "file")

@@ -21,8 +21,8 @@ _LONGEST_NAME = 200
 def _names_a_folder(text: str) -> bool:
     return (
         text not in (".", "..")
+        and (not text or text.isprintable())  # which bytes that are no characters are not
         and len(text.encode()) <= _LONGEST_NAME
-        and (not text or text.isprintable())
     )
 
 

@@ -84,7 +84,7 @@ def _run_file(name: str, path: Path) -> None:
     found = None if module_name in sys.modules else importlib.util.find_spec(module_name)
     if found is None or Path(found.origin or "").resolve() != path:
         # Another module has this name.
-        module_name += "_" + hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        module_name += "_" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{IMPORTS}: {path} is no Python file")

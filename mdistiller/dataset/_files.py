@@ -127,6 +127,7 @@ def read_list(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
 
 
 _HIDDEN = "hidden or of the system"
+_NO_FILES = "pipes or devices"
 _KNOWN = "links to what counts already"
 
 
@@ -182,9 +183,14 @@ class _Search:
                     self._linked_folders.append((entry.path, label))
                 elif entry.is_dir():
                     folders.append(entry.path)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    files = self._linked_files if entry.is_symlink() else self._files
-                    files.append((folder, entry.name, label))
+                elif not entry.name.lower().endswith(SUFFIXES):
+                    continue
+                elif entry.is_symlink():
+                    self._linked_files.append((folder, entry.name, label))
+                elif entry.is_file():
+                    self._files.append((folder, entry.name, label))
+                else:  # whoever opens a pipe waits for ever
+                    self._leave_out(_NO_FILES, entry.path)
 
     def _follow(self, link: str, label: int) -> None:
         here, target = os.path.realpath(os.path.dirname(link)), os.path.realpath(link)
@@ -202,6 +208,8 @@ class _Search:
             target = os.path.realpath(path)
             if target in known:
                 self._leave_out(_KNOWN, path)
+            elif os.path.exists(target) and not os.path.isfile(target):
+                self._leave_out(_NO_FILES, path)
             else:
                 known.add(target)
                 self._files.append((folder, name, label))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mdistiller.config import identity_of
+from mdistiller.engine.rundir.files import sync
 from mdistiller.engine.rundir.folder import claim
 from mdistiller.errors import DataError
 
@@ -158,7 +159,7 @@ def _append(path: Path, entry: Record | Query, is_there: Callable[[], bool]) -> 
             file.truncate(whole.rfind(b"\n") + 1)
             file.write(as_line(entry))
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
             return True
     except OSError as error:
         raise _unwritable(path, error) from None

@@ -225,7 +225,8 @@ def load_folders(paths: Sequence[str | Path]) -> Results:
         )
     runs = run_frame(map(folder_run, folders))
     runs["row"] = _names(runs)
-    runs["column"] = runs["student"].astype(str) + ", " + runs["dataset"].astype(str)
+    # Of a run whose config.yaml is damaged neither is known.
+    runs["column"] = runs["student"].map(str) + ", " + runs["dataset"].map(str)
     # Runs of one seed are paired, whatever their configuration.
     runs["trial"] = runs.groupby("column")["seed"].rank("dense").fillna(0).astype(int)
     again = runs.duplicated(["row", "column", "trial"])
@@ -247,7 +248,7 @@ def load_folders(paths: Sequence[str | Path]) -> Results:
         *(
             FOLDERS,
             "Runs side by side",
-            " and ".join(runs["dataset"].astype(str).unique()),
+            " and ".join(runs["dataset"].dropna().astype(str).unique()),
             "table",
         ),
         *(rows, columns, in_order(runs, rows, columns)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,14 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mdistiller.errors import CheckpointError
-
-# What a file system says that does not know an operation (network shares, FUSE, containers).
-UNSUPPORTED = frozenset(
-    getattr(errno, name)
-    for name in ("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")
-    if hasattr(errno, name)
-)
+from mdistiller.errors import UNSUPPORTED, CheckpointError
 
 
 class _Recorder:
@@ -67,9 +59,9 @@ def whole_file(path: Path) -> Iterator[Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`whole_file` with ``text`` in UTF-8."""
+    """:func:`whole_file` with ``text`` in UTF-8; a path's bytes that are none stay as they are."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def append_text(path: Path, text: str) -> None:
@@ -79,7 +71,7 @@ def append_text(path: Path, text: str) -> None:
         CheckpointError: as :func:`appending_to`.
     """
     with appending_to(path), path.open("ab") as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
         file.flush()
         sync(file.fileno())
 
@@ -114,7 +106,7 @@ def sync(descriptor: int) -> None:
             raise
         warnings.warn(
             f"the file system of this run cannot be told to write to its disk ({error.strerror}); "
-            "training goes on, but a power cut may cost the latest checkpoint",
+            "work goes on, but a power cut may cost what was written last",
             stacklevel=2,
         )
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from mdistiller.console import log
-from mdistiller.errors import MdistillerError
+from mdistiller.errors import UNSUPPORTED, MdistillerError
 
-from .files import UNSUPPORTED, remove_unfinished
+from .files import remove_unfinished
 
 if sys.platform == "win32":  # It has no advisory locks of this kind: no protection there.
     fcntl = None

@@ -20,9 +20,9 @@ from tensorboardX.summary import scalar
 
 from mdistiller.config import Config, dump_cfg
 from mdistiller.console import log
-from mdistiller.errors import ConfigError
+from mdistiller.errors import UNSUPPORTED, ConfigError
 
-from .files import UNSUPPORTED, append_text, appending_to, write_text
+from .files import append_text, appending_to, write_text
 
 # The order of mdistiller's worklog and TensorBoard scalars.
 LOG_KEYS = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
