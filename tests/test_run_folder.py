@@ -56,6 +56,7 @@ def test_what_is_missing_is_said_and_other_errors_are_not_hidden(tmp_path, monke
     monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
     with pytest.warns(UserWarning, match="power cut"):
         save_checkpoint({}, tmp_path / "file")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     with pytest.warns(UserWarning, match="power cut"):
         assert append_query(tmp_path, Query("table1"))
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))

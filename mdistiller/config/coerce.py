@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from typing import Any
 
 from .setting import Setting
@@ -78,11 +79,16 @@ def _text(key: str, value: Any, setting: Setting) -> str:
     if missing or isinstance(value, (bool, list, tuple, dict)):
         raise ValueError(f"{key} expects text, not {_shown(value)}")
     text = str(value)
-    if not setting.is_path or not text.startswith("~"):
-        return text
-    expanded = os.path.expanduser(text)
+    return _path(key, text) if setting.is_path else text
+
+
+def _path(key: str, text: str) -> str:
+    """``text`` with a leading ``~`` and variables of the environment in it, as a shell has them."""
+    expanded = os.path.expandvars(os.path.expanduser(text))
     if expanded.startswith("~"):
         raise ValueError(f"{key} {text} names no user's folder; write ./{text} for such a name")
+    if unknown := re.search(r"\$(\w+|\{\w+\})", expanded):
+        raise ValueError(f"{key} {text}: {unknown[0]} is not set in the environment; set it")
     return expanded
 
 
