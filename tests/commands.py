@@ -49,6 +49,15 @@ def run(
     return subprocess.CompletedProcess(call[:2], process.exitcode, *texts)
 
 
+def as_started_anew() -> None:
+    """Make a forked process as a new one is, but for what it has loaded."""
+    import torch
+
+    torch.set_num_threads(1)
+    # A data loader's workers would come from a server of their own, which loads everything again.
+    multiprocessing.set_start_method(None, force=True)
+
+
 def _call(
     tool: str, arguments: list[str], cwd: str, env: dict[str, str], outputs: list[Path]
 ) -> NoReturn:
@@ -59,8 +68,6 @@ def _call(
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [str(ROOT / "tools" / f"{tool}.py"), *arguments]
-    import torch
-
-    torch.set_num_threads(1)
+    as_started_anew()
     importlib.import_module(f"mdistiller.commands.{tool}").main()
     sys.exit(0)

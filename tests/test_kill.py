@@ -16,7 +16,7 @@ import torch
 from mdistiller.dataset import build_model
 from mdistiller.engine import trainer_dict
 
-from .commands import CONTEXT
+from .commands import CONTEXT, as_started_anew
 
 ROOT = Path(__file__).resolve().parents[1]
 KD = ("DISTILLER.TYPE", "KD")
@@ -56,7 +56,7 @@ def train_few(arguments: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
+    as_started_anew()
     main(arguments)
 
 
