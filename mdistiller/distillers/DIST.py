@@ -8,6 +8,7 @@ from torch import Tensor
 from mdistiller.config import Setting, not_negative, positive
 
 from ._base import Distiller
+from ._precision import at_least_single
 from ._registry import distiller_dict
 
 _EPS = 1e-8
@@ -23,6 +24,7 @@ def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
     return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + _EPS)
 
 
+@at_least_single
 def dist_terms(
     logits_student: Tensor, logits_teacher: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mdistiller.config import Setting, not_negative, positive
 
 from ._base import Distiller
+from ._precision import at_least_single
 from ._registry import distiller_dict
 from .KD import kd_loss
 
@@ -23,6 +24,7 @@ def _entropy(logits: Tensor, temperature: float, clamp: bool) -> Tensor:
     return -(p * log_p).sum(dim=1)
 
 
+@at_least_single
 @torch.no_grad()
 def entropy_weights(
     logits_student: Tensor,

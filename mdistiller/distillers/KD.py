@@ -11,9 +11,11 @@ from mdistiller.config import Config, Setting, positive
 
 from ._base import Distiller
 from ._common import divergence, loss_weights
+from ._precision import at_least_single
 from ._registry import distiller_dict
 
 
+@at_least_single
 def kd_loss(
     logits_student: Tensor,
     logits_teacher: Tensor,

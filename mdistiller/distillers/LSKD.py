@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ._precision import at_least_single
+
 _EPS = 1e-7
 
 
+@at_least_single
 def standardize(logits: Tensor) -> Tensor:
     """Each row of ``logits`` [B, C] with mean 0 and standard deviation 1 (divisor C - 1).
 

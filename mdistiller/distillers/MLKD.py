@@ -11,6 +11,7 @@ from mdistiller.config import Setting, not_negative, positive
 
 from ._base import Distiller
 from ._common import need_argument
+from ._precision import at_least_single
 from ._registry import distiller_dict
 from .KD import kd_loss
 from .LSKD import standardize
@@ -20,6 +21,7 @@ def _probabilities(logits_student: Tensor, logits_teacher: Tensor, temperature: 
     return (F.softmax(z / temperature, dim=1) for z in (logits_student, logits_teacher))
 
 
+@at_least_single
 def batch_relations(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
     """Per sample, squared differences of its similarities with the batch.
 
@@ -34,6 +36,7 @@ def batch_relations(logits_student: Tensor, logits_teacher: Tensor, temperature:
     return (p_s @ p_s.t() - p_t @ p_t.t()).pow(2).sum(dim=1)
 
 
+@at_least_single
 def class_relations(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
     """Per class, squared differences of its similarities with the other classes.
 
@@ -53,6 +56,7 @@ def _unsure(confidence: Tensor) -> Tensor:
     return (confidence <= confidence.quantile(0.5)).to(confidence.dtype)
 
 
+@at_least_single
 def mlkd_losses(
     weak: tuple[Tensor, Tensor],
     strong: tuple[Tensor, Tensor] | None = None,

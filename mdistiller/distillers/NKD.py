@@ -9,9 +9,11 @@ from mdistiller.config import Setting, not_negative, positive
 
 from ._base import Distiller
 from ._common import split_target
+from ._precision import at_least_single
 from ._registry import distiller_dict
 
 
+@at_least_single
 def nkd_terms(
     logits_student: Tensor, logits_teacher: Tensor, target: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:

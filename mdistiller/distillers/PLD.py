@@ -9,9 +9,11 @@ from torch import Tensor
 from mdistiller.config import Setting, positive
 
 from ._base import Distiller
+from ._precision import at_least_single
 from ._registry import distiller_dict
 
 
+@at_least_single
 def pld_terms(
     logits_student: Tensor, logits_teacher: Tensor, target: Tensor, temperature: float = 1.0
 ) -> Tensor:
@@ -27,7 +29,9 @@ def pld_terms(
         cross-entropy times the teacher's probability of the true class.
     """
     first = F.one_hot(target, logits_teacher.shape[1]).bool()
-    order = logits_teacher.masked_fill(first, torch.inf).argsort(dim=1, descending=True)
+    order = logits_teacher.masked_fill(first, torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )
     weights = F.softmax(logits_teacher / temperature, dim=1).gather(1, order)
     ranked = logits_student.gather(1, order)
     # Logarithm of the mass of each place and all behind it.

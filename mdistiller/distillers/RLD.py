@@ -10,12 +10,14 @@ from mdistiller.config import Setting, not_negative, positive
 
 from ._base import Distiller
 from ._common import divergence, need_argument, split_target, warmup_factor
+from ._precision import at_least_single
 from ._registry import distiller_dict
 
 # Far below any logit, and finite: what is masked out must not become NaN times zero.
 _OUT = -1e30
 
 
+@at_least_single
 def sample_confidence_loss(
     logits_student: Tensor, logits_teacher: Tensor, target: Tensor, temperature: float
 ) -> Tensor:
@@ -35,6 +37,7 @@ def sample_confidence_loss(
     return divergence(log_s, log_t, log_target=True) * temperature**2
 
 
+@at_least_single
 def masked_correlation_loss(
     logits_student: Tensor, logits_teacher: Tensor, target: Tensor, temperature: float
 ) -> Tensor:

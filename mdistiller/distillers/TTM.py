@@ -11,9 +11,11 @@ from mdistiller.config import Setting, not_negative, positive
 
 from ._base import Distiller
 from ._common import divergence
+from ._precision import at_least_single
 from ._registry import distiller_dict
 
 
+@at_least_single
 def transformed_divergence(
     logits_student: Tensor, logits_teacher: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:

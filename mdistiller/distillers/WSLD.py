@@ -9,11 +9,13 @@ from torch import Tensor
 from mdistiller.config import Setting, not_negative, positive
 
 from ._base import Distiller
+from ._precision import at_least_single
 from ._registry import distiller_dict
 
 _EPS = 1e-7
 
 
+@at_least_single
 @torch.no_grad()
 def wsld_weights(logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
     """One minus exp(-CE_s / CE_t) of each sample, without a gradient.
@@ -30,6 +32,7 @@ def wsld_weights(logits_student: Tensor, logits_teacher: Tensor, target: Tensor)
     return -torch.expm1(-ce_s / (ce_t + _EPS))
 
 
+@at_least_single
 def wsld_loss(
     logits_student: Tensor, logits_teacher: Tensor, weights: Tensor, temperature: float
 ) -> Tensor:
