@@ -236,6 +236,16 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(tmp_path):
     assert f"   2  {jobs[2].title} to {jobs[3].title}\n" in after
 
 
+def test_a_dry_run_names_rows_of_another_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(Estimate, "_time", lambda self, cfg, name: 1e-9)
+    methods = ("kd", "kd_crossbatch", "dist", "mlkd")
+    options = {"pairs": ("res56_res20",), "methods": methods, "trials": 1}
+    wanted = Request("table3", prefix=str(tmp_path), train_teachers=True, **options)
+    text = describe(wanted, workers=1, threads=1)
+    assert "another budget than most rows, 480 epochs and two views of an image: mlkd" in text
+    assert not list(tmp_path.iterdir())
+
+
 def test_times_are_those_of_timed_steps(tmp_path, monkeypatch):
     seconds = {"resnet8": 1e-3, "resnet20": 2e-3}
     monkeypatch.setattr(Estimate, "_time", lambda self, cfg, name: seconds[name])

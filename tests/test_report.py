@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdistiller.experiments.tables.published import Number
 from mdistiller.report import write_report
 from mdistiller.report.comparison import compare, costs
 from mdistiller.report.contents import build
@@ -19,7 +20,7 @@ from mdistiller.report.csv_files import cells_csv, runs_csv
 from mdistiller.report.document import render
 from mdistiller.report.facts import facts
 from mdistiller.report.frame import folder_run
-from mdistiller.report.tables import accuracy_table, cost_table, state_table
+from mdistiller.report.tables import accuracy_table, cost_table, protocol_table, state_table
 
 from .report_runs import NAMES, kd, write_kd
 
@@ -72,6 +73,29 @@ def test_printed_numbers_have_rows_of_their_own_and_only_on_their_data_set(root)
     (line, *_) = csv.DictReader(io.StringIO(cells_csv(other)))
     assert (line["paper"], line["paper_dataset"]) == ("70.0", "cifar100")
     assert line["last_minus_paper"] == ""
+
+
+def test_published_numbers_stand_beside_with_the_protocol_of_each(root):
+    usual = Number(70.5, "their README")
+    long = Number(
+        72.25, "a table", "another paper", epochs=480, views=2, log=(72.3, None), reread=False
+    )
+    known = {"kd": {"pair0": usual, "pair1": long}, "ctkd_ls": {"pair0": usual}}
+    results = kd(root, printed={}, published=known)
+    found = lines(accuracy_table(results, "last"))
+    assert [row[1] for row in found] == ["measured", "published", "measured"]
+    assert found[1][2:] == ("70.50", "72.25\n480 epochs, 2 views", "")
+    first, second, third = lines(protocol_table(results))
+    assert first[2:] == ("70.50", "240", "1", "best", "their README", "its authors", "")
+    assert second[3:7] == ("480", "2", "best", "a table (from notes on it)")
+    assert second[-1] == "public log: best 72.30, last not given"
+    assert third[0] == "CTKD + LS (not trained here)"
+    assert "each with its protocol" in rendered(results)
+    (line, *_) = csv.DictReader(io.StringIO(cells_csv(results)))
+    assert (line["published"], line["protocol"][:10]) == ("70.5", "240; 1; be")
+    other = kd(root, printed={}, published=known, dataset="digits")
+    assert protocol_table(other) is None
+    assert "70.50" not in rendered(other) and "another task than digits" in rendered(other)
 
 
 def test_the_selected_rule_comes_first_and_equal_numbers_are_said_once(root):

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from mdistiller.cli import exit_on_error
-from mdistiller.experiments.tables.authors import AUTHORS, PAIRS, Row
+from mdistiller.experiments.tables.authors import AUTHORS, Row
+from mdistiller.experiments.tables.pairs import PAIRS
+from mdistiller.experiments.tables.published import TABLE3_PAIRS
 
 SMALL = ("digits", "glyphs")
 # Trainers that weight KD's losses on the data sets for two cores.
@@ -31,7 +33,7 @@ _TWIN = {
 def files() -> Iterator[tuple[str, str]]:
     """(path below configs/, text) of every file."""
     for name, row in AUTHORS.items():
-        for pair in PAIRS:
+        for pair in TABLE3_PAIRS:
             yield from _both(f"cifar100/methods/{{}}_{pair}.yaml", name, row, *_cifar(row, pair))
         for dataset in SMALL:
             yield from _both(f"{dataset}/{{}}.yaml", name, row, *_small(row, dataset))
@@ -44,11 +46,13 @@ def files() -> Iterator[tuple[str, str]]:
 
 
 def _cifar(row: Row, pair: str) -> tuple[str, dict[str, Any], str]:
-    teacher, student = PAIRS[pair]
+    teacher, student = PAIRS[pair].teacher, PAIRS[pair].student
     networks = {"DISTILLER.TEACHER": teacher, "DISTILLER.STUDENT": student}
     tree = {"_BASE_": "../_base.yaml", "EXPERIMENT.PROJECT": "cifar100_methods", **networks}
     suffix = "," + ",".join(_short(pair))
-    return f"{teacher} -> {student}", {**tree, **row.settings(pair)}, suffix
+    settings = row.settings(pair)
+    budget = f"{settings['SOLVER.EPOCHS']} epochs, " if "SOLVER.EPOCHS" in settings else ""
+    return f"{budget}{teacher} -> {student}", {**tree, **settings}, suffix
 
 
 def _small(row: Row, dataset: str) -> tuple[str, dict[str, Any], str]:

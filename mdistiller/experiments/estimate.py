@@ -80,7 +80,8 @@ class Estimate:
         teacher = 0.0
         if cfg.DISTILLER.TYPE != "NONE" and not cfg.DISTILLER.TEACHER_CACHE:
             teacher = self._teacher_seconds(cfg) / fleet
-        step = images * (teacher + passes_of(cfg) * student) + tested * student
+        views = 2 if cfg.DATASET.STRONG_VIEW else 1
+        step = views * images * (teacher + passes_of(cfg) * student) + tested * student
         return cfg.SOLVER.EPOCHS * step
 
     def pass_seconds(self, cfg: Config) -> float:

@@ -145,6 +145,7 @@ def describe(
     if fleet_size != 1 and work.ready:
         lines += ["", f"{_in_words(work.ready)}; those of a process share batches and teacher:"]
         lines += (f"{len(f):>4}  {f[0].title}" + _to_last(f) for f in work.ready)
+    remarks = [*remarks, *_other_budgets(plan)]
     lines += ["", *_costs(plan, work, workers, estimate), *(f"note: {r}" for r in remarks)]
     if plan.missing:
         lines.append(
@@ -152,6 +153,20 @@ def describe(
             "fetches the published ones (all but ResNet101), --train-teachers trains the rest"
         )
     return "\n".join(lines)
+
+
+def _other_budgets(plan: Plan) -> Iterator[str]:
+    """Rows that are trained longer than most, or that see each image twice."""
+    rows: dict[tuple[int, int], dict[str, None]] = {}
+    for place in plan.places:
+        if place.id is not None:
+            cfg = plan.jobs[place.id].cfg
+            budget = cfg.SOLVER.EPOCHS, 1 + cfg.DATASET.STRONG_VIEW
+            rows.setdefault(budget, {})[place.cell.row.key] = None
+    for epochs, views in sorted(rows, key=lambda budget: -len(rows[budget]))[1:]:
+        names = ", ".join(rows[epochs, views])
+        seen = "one view" if views == 1 else "two views"
+        yield f"another budget than most rows, {epochs} epochs and {seen} of an image: {names}"
 
 
 def _to_last(fleet: Sequence[Job]) -> str:

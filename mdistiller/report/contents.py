@@ -19,6 +19,7 @@ from .tables import (
     difference_table,
     dynamics_tables,
     power_table,
+    protocol_table,
     state_table,
     tests_table,
     verdict_table,
@@ -144,6 +145,8 @@ def _accuracy(
     yield from (accuracy_table(results, rule) for rule in rules)
     if len(rules) < len(RULES):
         yield Text(_ALIKE)
+    if protocols := protocol_table(results):
+        yield protocols
     names = ("preference", "sensitivity_relative", "sensitivity_absolute", "curves")
     yield from (pictures[name] for name in names if name in pictures)
 

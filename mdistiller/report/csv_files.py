@@ -69,6 +69,10 @@ def cells_csv(results: Results) -> str:
     paper = [results.printed.get(place) for place in _places(results)]
     frame["paper"] = pd.Series(paper, dtype=float)
     frame["paper_dataset"] = [None if x is None else PRINTED_DATASET for x in paper]
+    if results.published and results.comparable:
+        known = [results.published.get(row, {}).get(column) for row, column in _places(results)]
+        frame["published"] = pd.Series([x.top1 if x else None for x in known], dtype=float)
+        frame["protocol"] = ["; ".join(filter(None, x.protocol)) if x else None for x in known]
     for rule in RULES:
         gap = frame[f"{rule}_mean"] - frame["paper"]
         frame[f"{rule}_minus_paper"] = gap if results.comparable else None

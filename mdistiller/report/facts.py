@@ -86,7 +86,12 @@ def _teachers(results: Results) -> str:
 
 
 def _printed(results: Results) -> str:
-    if not results.printed:
+    if results.published and results.comparable:
+        return (
+            "published: other papers' numbers, each with its protocol in a table of its own; they "
+            "are never mixed with measured ones, and no difference to them is a test of a method"
+        )
+    if not (results.printed or results.published):
         return "paper: it prints no numbers for these cells"
     if results.comparable:
         return (
@@ -94,6 +99,6 @@ def _printed(results: Results) -> str:
             "never mixed with measured ones"
         )
     return (
-        f"paper: its numbers are for {PRINTED_DATASET.upper().replace('CIFAR', 'CIFAR-')}, "
+        f"paper: the numbers are for {PRINTED_DATASET.upper().replace('CIFAR', 'CIFAR-')}, "
         f"another task than {results.dataset}, so neither they nor differences to them are shown"
     )

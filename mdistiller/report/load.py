@@ -145,6 +145,7 @@ def _results(
         {(c.row.key, c.column.key): c.printed for c in table.cells if c.printed is not None},
         settings=queries[0].settings_id,
         commands=tuple(_command(query, records) for query in queries),
+        published=table.published,
     )
 
 

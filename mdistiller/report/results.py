@@ -12,6 +12,7 @@ import pandas as pd
 
 from mdistiller.experiments.tables import Column
 from mdistiller.experiments.tables.layouts import Row
+from mdistiller.experiments.tables.published import Number
 
 from .frame import STATES, common, curve, dynamics_node
 
@@ -32,6 +33,7 @@ class Results:
         runs: as :mod:`~.frame` has them, with the columns ``row``, ``column`` (keys) and
             ``trial``, in the order of the table.
         printed: the paper's top-1 in percent by keys of row and column.
+        published: other papers' numbers with their protocols, by keys of row and column.
         remarks: on what was left out.
         settings: id of the overrides that all runs have in common.
         commands: what trains these runs and no more, in order.
@@ -49,6 +51,7 @@ class Results:
     remarks: tuple[str, ...] = ()
     settings: str = ""
     commands: tuple[str, ...] = ()
+    published: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
 
     @cached_property
     def done(self) -> pd.DataFrame:
@@ -109,7 +112,7 @@ class Results:
 
     @property
     def comparable(self) -> bool:
-        """Whether the paper's numbers are for this data set."""
+        """Whether printed and published numbers are for this data set."""
         return self.dataset == PRINTED_DATASET
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mdistiller.experiments.derive import relative_step
+from mdistiller.experiments.tables.published import PROTOCOL, UNTRAINED, Number
 
 from . import numbers
 from .comparison import Comparison, costs
@@ -32,6 +33,11 @@ _STEPS = (
     "; steps: the sum of learning rate times length of the update, over the same sum for the "
     "update of plain training at the same places"
 )
+_PROTOCOLS = (
+    "Published numbers, each with its protocol. Those of other epochs or more views than a "
+    "measured row's must not stand beside it; of 240 epochs the best on the test images is reported"
+)
+
 # ---- accuracies ------------------------------------------------------------------------------
 
 
@@ -39,6 +45,8 @@ def accuracy_table(results: Results, rule: str) -> Table:
     """Every cell's measured accuracy; below it, in rows of their own, the paper's and the gap."""
     keys = [column.key for column in results.columns]
     printed = results.comparable and bool(results.printed)
+    published = results.comparable and bool(results.published)
+    several = printed or published
     # Of one column the mean over columns would say the same twice.
     averaged = len(keys) > 1
     lines = []
@@ -53,18 +61,44 @@ def accuracy_table(results: Results, rule: str) -> Table:
             gaps = means - paper
             kinds["paper"] = paper, map(or_blank, paper)
             kinds["difference"] = gaps, (or_blank(gap, sign=True) for gap in gaps)
+        if published and row.key in results.published:
+            known = results.published[row.key]
+            kinds["published"] = paper, (_with_mark(known.get(key)) for key in keys)
         for kind, (values, cells) in kinds.items():
             # Only of a complete row: means over different pairs are not comparable.
             average = or_blank(float(values.mean()), kind == "difference")
             name = row.label if kind == "measured" else ""
-            lines.append((name, *[kind] * printed, *cells, *[average] * averaged))
+            lines.append((name, *[kind] * several, *cells, *[average] * averaged))
     caption = (
         f"Test top-1 in %, {RULE_TEXT[rule]}: mean ± sample deviation (number of trials n)"
         + ("; paper: printed there, rule not stated; difference: measured − paper" * printed)
+        + ("; published: by other papers, see their protocols below" * published)
     )
-    head = ("method", *[""] * printed, *(c.label for c in results.columns))
+    head = ("method", *[""] * several, *(c.label for c in results.columns))
     words = [f"mean over {results.column_word}s"] * averaged
-    return table(caption, (*head, *words), lines, labels=1 + printed)
+    return table(caption, (*head, *words), lines, labels=1 + several)
+
+
+def _with_mark(number: Number | None) -> str:
+    """A published number, and below it what is not the usual budget."""
+    if number is None:
+        return ""
+    return "\n".join(filter(None, (numbers.fixed(number.top1), number.mark)))
+
+
+def protocol_table(results: Results) -> Table | None:
+    """Every published number with its protocol; None where there is none for this data set."""
+    if not (results.comparable and results.published):
+        return None
+    labels = {row.key: row.label for row in results.rows} | UNTRAINED
+    lines = [
+        (label, column.label, numbers.fixed(number.top1), *number.protocol)
+        for key, label in labels.items()
+        for column in results.columns
+        if (number := results.published.get(key, {}).get(column.key))
+    ]
+    head = ("method", results.column_word, "top-1 in %", *PROTOCOL)
+    return table(_PROTOCOLS, head, lines, labels=2)
 
 
 def state_table(results: Results) -> Table:

@@ -11,7 +11,7 @@ Examples:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mdistiller.config import load_cfg
@@ -20,6 +20,7 @@ from . import layouts
 from . import study as study_layouts
 from .layouts import Layout, Row
 from .pairs import PAIRS, PAPERS_DATASET, SMALL_PAIRS, Pair, choose, config_of, datasets
+from .published import Number
 from .study import STUDY
 
 TRIALS = 5
@@ -37,13 +38,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration, trained once per trial; ``printed`` is the paper's number."""
+    """One configuration, trained once per trial.
+
+    Attributes:
+        printed: the paper's number.
+        published: another paper's number, with its protocol.
+    """
 
     row: Row
     column: Column
     cfg_file: str
     opts: tuple[str, ...] = ()
     printed: float | None = None
+    published: Number | None = None
 
     @property
     def method(self) -> str:
@@ -57,6 +64,7 @@ class Table:
     Attributes:
         kind: "table", "sensitivity" (Figure 2), "dynamics" (3) or "preference" (4).
         averages: printed means over the columns by row key.
+        published: of other papers, by rows and pairs; also of rows that are not trained here.
         trials: as many as the paper has.
         seeds: the name from which trials' seeds derive.
     """
@@ -71,6 +79,7 @@ class Table:
     averages: dict[str, float] = field(default_factory=dict)
     trials: int = TRIALS
     seeds: str = ""
+    published: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
 
     def cell(self, row: str, column: str) -> Cell:
         return next(c for c in self.cells if (c.row.key, c.column.key) == (row, column))
@@ -99,8 +108,10 @@ def build_table(
         UnknownNameError: names what was unknown and the nearest valid name.
     """
     (name,) = choose("table", [name], TABLES)
-    (dataset,) = choose("data set", [dataset], datasets())
     layout = LAYOUTS[name]
+    (dataset,) = choose(
+        "data set", [dataset], datasets(*(r.config for r in layout.rows if r.config))
+    )
     valid = layout.pairs if dataset == PAPERS_DATASET else PAIRS
     chosen = choose("pair", pairs, valid) if pairs else _default_pairs(layout, dataset)
     columns = _columns(layout, [PAIRS[key] for key in chosen])
@@ -119,6 +130,7 @@ def build_table(
         tuple(cells),
         layout.averages,
         seeds=layout.seeds or name,
+        published=layout.published,
     )
 
 
@@ -140,12 +152,13 @@ def _columns(layout: Layout, pairs: list[Pair]) -> list[Column]:
 
 def _cell(layout: Layout, dataset: str, row: Row, column: Column) -> Cell:
     cell = Cell(row, column, "")
-    crossbatch = row.variant == "crossbatch"
-    cfg_file, networks = config_of(dataset, cell.method, column.pair, crossbatch)
+    cfg_file, networks = config_of(dataset, row, column.pair, cell.method)
     number = None
     if row.key in layout.printed and column.key in layout.pairs:
         number = layout.printed[row.key][layout.pairs.index(column.key)]
-    cell = replace(cell, cfg_file=cfg_file, opts=(*networks, *row.opts), printed=number)
+    published = layout.published.get(row.key, {}).get(column.key)
+    opts = (*networks, *row.opts)
+    cell = replace(cell, cfg_file=cfg_file, opts=opts, printed=number, published=published)
     if row.x is not None:
         cell = replace(cell, opts=(*cell.opts, *_weights(cell, row.x)))
     if row.variant == study_layouts.SELECTION:

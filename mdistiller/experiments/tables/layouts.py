@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from . import printed
+from .authors import AUTHORS
+from .published import PUBLISHED, TABLE3_PAIRS, Number
 
 METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")
 
@@ -35,6 +38,8 @@ class Row:
         x: weight of the cross-entropy in Figure 2, where both weights add up to 1.
         opts: overrides of its configurations, KEY VALUE ...
         derived: where further overrides come from, which differ from trial to trial.
+        config: what its configuration files are called where not by the method: a key of
+            :data:`~.authors.AUTHORS`.
     """
 
     key: str
@@ -45,6 +50,7 @@ class Row:
     x: float | None = None
     opts: tuple[str, ...] = ()
     derived: Derived | None = None
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Layout:
     """A table before it is laid over a data set.
 
     Tables with the same ``seeds`` share the seed of a pair and trial; empty: the table's name.
+    ``printed`` has the paper's numbers, ``published`` those of other papers with their protocols,
+    by rows and pairs.
     """
 
     title: str
@@ -62,6 +70,7 @@ class Layout:
     printed: dict[str, tuple[float, ...]] = field(default_factory=dict)
     averages: dict[str, float] = field(default_factory=dict)
     seeds: str = ""
+    published: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
 
 
 def ours_row(key: str, label: str, *opts: str, baseline: str | None = None) -> Row:
@@ -89,12 +98,7 @@ def multitask_row(name: str, baseline: str | None = None) -> Row:
 
 
 def table1_rows() -> tuple[Row, ...]:
-    rows = []
-    for method in METHODS:
-        key = method.lower()
-        rows.append(Row(key, method, method))
-        rows.append(Row(f"{key}_crossbatch", f"{method} + ours", method, "crossbatch", key))
-    return tuple(rows)
+    return tuple(row for method in METHODS for row in _both(method.lower(), method, method, ""))
 
 
 def _table2_rows() -> tuple[Row, ...]:
@@ -103,6 +107,22 @@ def _table2_rows() -> tuple[Row, ...]:
         other_row("distill_decay", "distill-decay", "distill_decay", baseline="original"),
         *(multitask_row(name, "original") for name in ("MGDA", "FairGrad", "PCGrad")),
         ours_row("ours", "ours", baseline="original"),
+    )
+
+
+def _table3_rows() -> tuple[Row, ...]:
+    """KD, then the newer methods; the usual tables mix one view of an image with two."""
+    rows = [*_both("kd", "KD", "KD", "")]
+    for key, row in AUTHORS.items():
+        label = f"{row.label}, two views" if row.two_views else row.label
+        rows += _both(key, label, row.distiller, key)
+    return tuple(rows)
+
+
+def _both(key: str, label: str, method: str, config: str) -> tuple[Row, Row]:
+    return (
+        Row(key, label, method, config=config),
+        Row(f"{key}_crossbatch", f"{label} + ours", method, "crossbatch", key, config=config),
     )
 
 
@@ -163,6 +183,13 @@ LAYOUTS = {
         printed.TABLE2_PAIRS,
         printed=printed.TABLE2,
         averages=printed.TABLE2_AVERAGES,
+    ),
+    "table3": Layout(
+        "Table 3: newer distillation methods with fixed weights and with cross-batch weighting",
+        "table",
+        _table3_rows(),
+        TABLE3_PAIRS,
+        published=PUBLISHED,
     ),
     "figure2a": Layout(
         "Figure 2a: sensitivity of KD to its loss weights",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mdistiller.errors import UnknownNameError
 from mdistiller.registry import nearest
 from mdistiller.shipped import CONFIGS, find
+
+if TYPE_CHECKING:
+    from .layouts import Row
 
 PAPERS_DATASET = "cifar100"
 
@@ -44,26 +48,30 @@ PAIRS = {
 SMALL_PAIRS = ("res20_res8", "wrn16_2_wrn16_1")
 
 
-def datasets() -> list[str]:
-    """CIFAR-100, then every data set whose folder of configs/ has a file for each method."""
-    folders = CONFIGS.glob("*/teacher.yaml")
-    small = sorted(p.parent.name for p in folders if (p.parent / "kd.yaml").exists())
+def datasets(*names: str) -> list[str]:
+    """CIFAR-100, then every data set whose folder of configs/ has a file for each of ``names``.
+
+    Without names: those that are trained on at all.
+    """
+    folders = (p.parent for p in CONFIGS.glob("*/teacher.yaml"))
+    wanted = [f"{name}.yaml" for name in names or ("kd",)]
+    small = sorted(f.name for f in folders if all((f / name).exists() for name in wanted))
     return [PAPERS_DATASET, *small]
 
 
-def config_of(
-    dataset: str, method: str, pair: Pair, crossbatch: bool
-) -> tuple[str, tuple[str, ...]]:
-    """Configuration file and overrides of a distillation method on a pair.
+def config_of(dataset: str, row: Row, pair: Pair, method: str) -> tuple[str, tuple[str, ...]]:
+    """Configuration file and overrides of a row on a pair, whose method ``method`` is.
 
     CIFAR-100 has a file for every pair; the small data sets have one for every method, of which
     the networks are replaced.
     """
-    name = method.lower()
-    if dataset == PAPERS_DATASET:
-        folder = "crossbatch" if crossbatch else "baseline"
-        return str(find(f"configs/{dataset}/{folder}/{name}_{pair.key}.yaml")), ()
+    crossbatch = row.variant == "crossbatch"
     prefix = "crossbatch_" if crossbatch else ""
+    name = row.config or method.lower()
+    if dataset == PAPERS_DATASET:
+        folder = "crossbatch/" if crossbatch else "baseline/"
+        stem = f"methods/{prefix}{name}" if row.config else f"{folder}{name}"
+        return str(find(f"configs/{dataset}/{stem}_{pair.key}.yaml")), ()
     networks = ("DISTILLER.TEACHER", pair.teacher, "DISTILLER.STUDENT", pair.student)
     return str(find(f"configs/{dataset}/{prefix}{name}.yaml")), networks
 
