@@ -13,9 +13,10 @@ from PIL import Image
 from torchvision import transforms
 
 from mdistiller.dataset import FolderLoader, _folder, get_dataset, imagenet, tiny_imagenet
+from mdistiller.dataset._strong import strong_view
 from mdistiller.dataset.tiny_imagenet import sort_val
 from mdistiller.engine.cfg import CFG
-from mdistiller.errors import DataError
+from mdistiller.errors import ConfigError, DataError
 from tests.golden_rules import golden_json
 
 # Python 3.12 and later warn of every fork; DataLoader forks its workers.
@@ -132,6 +133,42 @@ def test_number_of_workers_does_not_matter(kind, tiny, big):
         runs.append((list(train), list(val)))
     assert_same(runs[0][0], runs[1][0])
     assert_same(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("kind", ["tiny_imagenet", "imagenet"])
+def test_a_second_view_is_augmented_strongly_and_leaves_the_first_as_it_is(kind, tiny, big):
+    def batches(workers: int, strong: bool, epoch: int = 3, start: int = 0):
+        cfg = config(kind, tiny.parent, workers)
+        cfg.DATASET.STRONG_VIEW = strong
+        train, val, _, _ = get_dataset(cfg)
+        assert all(len(batch) == 2 for batch in val)
+        train.set_epoch(epoch)
+        return list(train.iterate(start))
+
+    found = batches(0, True)
+    assert_same(found, batches(2, True))
+    assert_same([batch[:3] for batch in found], batches(0, False))
+    assert_same(found[1:], batches(0, True, start=1))
+    for image, _, index, none, strong in found:
+        assert strong.shape == image.shape and none.shape == (len(index), 0)
+    # A grey square lies over each, in the values that the normalisation gives it.
+    module = {"tiny_imagenet": tiny_imagenet, "imagenet": imagenet}[kind]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (module.MEAN, module.STD))
+    pixels = [torch.cat([(batch[n] * std + mean) * 255 for batch in found]) for n in (0, 4)]
+    grey = torch.tensor([125.0, 123.0, 114.0]).view(3, 1, 1)
+    covered = [((x - grey).abs() < 0.5).all(1).float().mean() for x in pixels]
+    assert covered[0] < 0.001 and 0.02 < covered[1] < 0.3
+    views = [torch.cat([b[4] for b in e]) for e in (found, batches(0, True, epoch=4))]
+    assert not torch.equal(*views)
+
+
+def test_a_second_view_needs_a_transform_that_it_can_enter():
+    steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    made = strong_view(transforms.Compose(steps))
+    assert [getattr(s, "__name__", None) for s in made.transforms] == [None, "augment_image", None]
+    for transform in (transforms.ToTensor(), transforms.Compose(steps[:1])):
+        with pytest.raises(ConfigError, match="STRONG_VIEW needs a training transform .* Compose"):
+            strong_view(transform)
 
 
 def test_epochs_differ_in_order_and_augmentation(tiny):

@@ -20,12 +20,12 @@ from mdistiller.engine.runtime.determinism import (
     name_nondeterministic,
     use_deterministic_algorithms,
 )
-from mdistiller.errors import ConfigError
+from mdistiller.errors import ConfigError, InterruptedRun
 
 from .commands import CONTEXT
 from .test_dataset_folder import save
 from .test_kill import train_few
-from .test_resume import CASES, assert_same, build, outcome
+from .test_resume import CASES, STEPS, assert_same, build, outcome, stop_after
 from .test_tools import DIGITS, ROOT, command, environment
 from .toys import mostly_slow
 
@@ -57,6 +57,7 @@ def with_folder(trainer, images, workers: int):
             8,
             train=True,
             contrast=contrast,
+            strong=trainer.cfg.DATASET.STRONG_VIEW,
             **shared,
         ),
         FolderLoader(ImageFiles(images / "val", val_transform()), 8, train=False, **shared),
@@ -73,12 +74,17 @@ def test_every_trainer_is_covered():
     assert {trainer for trainer, _, _ in CASES.values()} | {"crd_dot"} >= set(trainer_dict)
 
 
-# The second view is made of images in memory only.
 @pytest.mark.parametrize(
     "case",
     mostly_slow(
-        [case for case in CASES if case != "MLKD, two views"],
-        *("CRD", "cross-batch, larger auxiliary batch", "regression on held-out images", "MoDo"),
+        CASES,
+        *(
+            "CRD",
+            "cross-batch, larger auxiliary batch",
+            "regression on held-out images",
+            "MoDo",
+            "MLKD, two views",
+        ),
     ),
 )
 def test_number_of_workers_does_not_change_the_weights(tmp_path, images, case):
@@ -89,6 +95,20 @@ def test_number_of_workers_does_not_change_the_weights(tmp_path, images, case):
         trainer.train()
         found.append(outcome(trainer))
     assert_same(*found)
+
+
+def test_two_views_from_folders_go_on_bit_by_bit_after_a_stop(tmp_path, images):
+    def new(name: str):
+        trainer = build(tmp_path / name, "MLKD, two views", "SOLVER.EPOCHS", 2)
+        return with_folder(trainer, images, 0)
+
+    whole, part, rest = new("whole"), new("part"), new("part")
+    whole.train()
+    stop_after(part, STEPS + 2)
+    with pytest.raises(InterruptedRun):
+        part.train()
+    rest.train(resume=True)
+    assert_same(outcome(whole), outcome(rest))
 
 
 @pytest.fixture

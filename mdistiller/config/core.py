@@ -133,8 +133,7 @@ CORE: dict[str, Settings] = {
         ),
         "STRONG_VIEW": Setting(
             False,
-            doc="give each training image under strong augmentation, too, for MLKD; data sets in "
-            "memory only",
+            doc="give each training image under strong augmentation, too, for MLKD",
         ),
         "TEST.BATCH_SIZE": Setting(64, at_least_one, "images at a time in validation"),
     },

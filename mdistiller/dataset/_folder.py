@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mdistiller.config import Config
 from mdistiller.device import resolve_device
-from mdistiller.errors import ConfigError, DataError, explained
+from mdistiller.errors import DataError, explained
 from mdistiller.seeding import derive_seed
 
 from ._contrastive import ContrastiveSettings, contrastive_settings
@@ -26,6 +26,7 @@ from ._files import ImageFiles
 from ._loader import Loader
 from ._noise import noisy_targets
 from ._selection import select, validates_on_heldout
+from ._strong import strong_view
 from ._workers import prepare_worker, read_by_workers
 
 Transform = Callable[[Image.Image], Tensor]
@@ -41,7 +42,8 @@ class FolderLoader(Loader):
         dataset: an image folder with the transform to apply.
         num_workers: processes that read images; 0 reads them in this one.
         pin_memory: make the batches fast to copy to a CUDA device.
-        batch_size, train, seed, contrast: as in :class:`Loader`.
+        batch_size, train, seed, contrast, strong: as in :class:`Loader`; the second view is what
+            :func:`~._strong.strong_view` makes of the data set's transform.
 
     Raises:
         DataError: while iterating, for an image that cannot be read.
@@ -60,19 +62,20 @@ class FolderLoader(Loader):
         train: bool,
         seed: int = 0,
         contrast: ContrastiveSettings | None = None,
+        strong: bool = False,
     ) -> None:
-        super().__init__(dataset, batch_size, train=train, seed=seed, contrast=contrast)
+        super().__init__(
+            dataset, batch_size, train=train, seed=seed, contrast=contrast, strong=strong
+        )
         self.num_workers = num_workers
         self._pin_memory = pin_memory
         for step in getattr(dataset.transform, "transforms", ()):
             if hasattr(step, "mean") and hasattr(step, "std"):  # torchvision's Normalize
                 self.mean, self.std = tuple(step.mean), tuple(step.std)
 
-    def _batches(
-        self, epoch: int, order: Tensor, start_batch: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self, epoch: int, order: Tensor, start_batch: int) -> Iterator[tuple[Tensor, ...]]:
         numbers = range(start_batch, len(self))
-        images = _SeededPass(self.dataset, (self.seed, self.name, epoch, "transform"))
+        images = _SeededPass(self.dataset, (self.seed, self.name, epoch), self.strong)
         batches = DataLoader(
             images,
             batch_sampler=[order[self._rows(number)].tolist() for number in numbers],
@@ -106,23 +109,33 @@ class _Unusable:
 
 
 class _SeededPass(Dataset):
-    """The items (image, target, index) of one pass over an image folder."""
+    """The items (image, target, index) of one pass over an image folder.
 
-    def __init__(self, folder: ImageFiles, seed_names: tuple[Any, ...]) -> None:
+    With ``strong`` the image's second view follows. Each view has a seed of its own, so that the
+    first one is what it is without a second.
+    """
+
+    def __init__(self, folder: ImageFiles, seed_names: tuple[Any, ...], strong: bool) -> None:
         if folder.transform is None:
             raise ValueError(f"{folder.root}: a loader needs images with a transform")
-        self.folder, self.transform = folder, folder.transform
-        self.seed_names = seed_names
+        self.folder, self.seed_names = folder, seed_names
+        self.views = {"transform": folder.transform}
+        if strong:
+            self.views["strong"] = strong_view(folder.transform)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | _Unreadable:
+    def __getitem__(self, index: int) -> tuple[Any, ...] | _Unreadable:
         image = _read(self.folder, index)
         if isinstance(image, _Unreadable):
             return image
         target = self.folder.samples[index][1]
-        with _torch_seed(derive_seed(*self.seed_names, index)):
-            return self.transform(image), target, index
+        views = []
+        for name, transform in self.views.items():
+            with _torch_seed(derive_seed(*self.seed_names, name, index)):
+                views.append(transform(image))
+        first, *second = views
+        return first, target, index, *second
 
-    def collate(self, items: list[tuple[Tensor, int, int] | _Unreadable]) -> Any:
+    def collate(self, items: list[tuple[Any, ...] | _Unreadable]) -> Any:
         """A batch of items, or why there is none."""
         broken = [item for item in items if isinstance(item, _Unreadable)]
         if broken:
@@ -132,7 +145,7 @@ class _SeededPass(Dataset):
                 "DATASET.SKIP_BROKEN True to leave out such images"
             )
         whole = [item for item in items if not isinstance(item, _Unreadable)]
-        shapes = ["x".join(map(str, image.shape)) for image, _, _ in whole]
+        shapes = ["x".join(map(str, item[0].shape)) for item in whole]
         usual = Counter(shapes).most_common(1)[0][0]
         if other := [n for n, shape in enumerate(shapes) if shape != usual]:
             path = self.folder.samples[whole[other[0]][2]][0]
@@ -297,14 +310,11 @@ def file_loaders(
     """What ``get_dataset`` returns, for image files.
 
     Raises:
-        ConfigError: DATASET.STRONG_VIEW is set.
+        ConfigError: DATASET.STRONG_VIEW is set and the transform leaves no place for it.
         DataError: more images are to be chosen or held out than there are.
     """
     if cfg.DATASET.STRONG_VIEW:
-        raise ConfigError(
-            f"DATASET.STRONG_VIEW works for data sets in memory, such as cifar100, not for "
-            f"{cfg.DATASET.TYPE}; set it to False"
-        )
+        strong_view(train_transform)  # refused before any batch is made
     targets = torch.tensor(train.targets)
     chosen = select(cfg, targets)
     targets, wrong = noisy_targets(cfg, targets, len(train.classes), chosen)
@@ -325,8 +335,9 @@ def file_loaders(
         "seed": cfg.EXPERIMENT.SEED,
     }
     contrast = contrastive_settings(cfg, with_replacement=True)
+    strong = cfg.DATASET.STRONG_VIEW
     train_loader = FolderLoader(
-        train, cfg.SOLVER.BATCH_SIZE, train=True, contrast=contrast, **shared
+        train, cfg.SOLVER.BATCH_SIZE, train=True, contrast=contrast, strong=strong, **shared
     )
     train_loader.wrong_labels = wrong
     if heldout is not None:

@@ -3,17 +3,24 @@
 The variant of RandAugment (arXiv:1909.13719) that MLKD's authors train with: an operation's
 magnitude is uniform over its range, and a square of up to half the image's side is always laid
 over it. Operations are Pillow's, up to rounding. All random numbers are drawn on the CPU for a
-whole epoch, so that they depend neither on the device nor on how its batches are divided.
+whole epoch, so that they depend neither on the device nor on how its batches are divided; for
+images in folders, whose transforms run under a seed of each image's own, they come from that.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+from mdistiller.errors import ConfigError
 
 _PER_IMAGE = 2
 _GREY = (125, 123, 114)
@@ -198,3 +205,40 @@ def _cover(images: Tensor, square: Tensor) -> Tensor:
     covered &= (side > 0)[:, None, None]
     grey = torch.tensor(_GREY, dtype=torch.uint8, device=images.device).view(3, 1, 1)
     return torch.where(covered[:, None], grey, images)
+
+
+def augment_image(image: Image.Image) -> Image.Image:
+    """One RGB image after a random :class:`Draw` from torch's global generator."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous()
+    augmented = augment(pixels, Draw.of(1, torch.default_generator))
+    return Image.fromarray(augmented[0].permute(1, 2, 0).numpy())
+
+
+def _steps(transform: Any) -> list[Any]:
+    """Of a Compose and of those within it."""
+    if not hasattr(transform, "transforms"):
+        return [transform]
+    return [step for part in transform.transforms for step in _steps(part)]
+
+
+# The steps of a transform that make a tensor of an image.
+_TO_TENSOR = ("ToTensor", "PILToTensor", "ToImage")
+
+
+def strong_view(transform: Any) -> Any:
+    """``transform``, a Compose of torchvision, with :func:`augment_image` before ToTensor.
+
+    Raises:
+        ConfigError: it is none, or it makes no tensor.
+    """
+    steps = _steps(transform) if hasattr(transform, "transforms") else []
+    names = [type(step).__name__ for step in steps]
+    place = next((n for n, name in enumerate(names) if name in _TO_TENSOR), None)
+    if place is None:
+        raise ConfigError(
+            "DATASET.STRONG_VIEW needs a training transform that is a Compose of torchvision with "
+            "ToTensor; set it to False"
+        )
+    strong = copy.copy(transform)
+    strong.transforms = [*steps[:place], augment_image, *steps[place:]]
+    return strong
