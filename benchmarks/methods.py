@@ -1,99 +1,165 @@
-"""One epoch of every distiller on scikit-learn's digits, vanilla and with cross-batch weighting.
+"""What a training step of every method costs against KD's, vanilla and with cross-batch weighting.
 
-Prints for each the mean of the whole loss and of its supervised part over the first and over the
-last five steps, and the seconds of the epoch
-(teacher resnet20 with random weights unless --teacher names a checkpoint, student resnet8).
+All take turns, a step each, so that load and clock hit them alike; a step's cost is its shortest
+time over KD's shortest. On a CPU the time is this process's CPU time, which other processes
+lengthen (they share caches), but never shorten. Random images, random teachers, one batch again
+and again: the input pipeline is left out.
 
 example:
-  python benchmarks/methods.py --teacher output/digits/teacher/student_latest
+  python benchmarks/methods.py --write mdistiller/step_costs.json
+  python benchmarks/methods.py --methods KD RKD CRD --pair resnet56 resnet20
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
-import time
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+from _common import (
+    CLASSES,
+    SIZE,
+    clock,
+    config,
+    describe,
+    machine,
+    quartiles,
+    random_images,
+    table,
+)
 
-import torch  # noqa: E402
+from mdistiller.cli import exit_on_error
+from mdistiller.config.cfg import CROSSBATCH_PREFIX
+from mdistiller.dataset import build_model, contrastive_settings
+from mdistiller.dataset._array import ArrayLoader
+from mdistiller.dataset.cifar100 import RECIPE
+from mdistiller.device import resolve_device
+from mdistiller.distillers import distiller_dict
+from mdistiller.distillers._common import probe
+from mdistiller.engine import trainer_dict
+from mdistiller.engine.run import assemble_distiller
+from mdistiller.engine.runtime.memory import keep_freed_memory
 
-from mdistiller.cli import exit_on_error  # noqa: E402
-from mdistiller.dataset import build_model  # noqa: E402
-from mdistiller.distillers import distiller_dict  # noqa: E402
-from mdistiller.engine.cfg import CFG, CROSSBATCH_PREFIX  # noqa: E402
-from mdistiller.engine.run import build_trainer  # noqa: E402
-from mdistiller.engine.rundir.result import device_name  # noqa: E402
-from mdistiller.seeding import derive_seed, seed_everything  # noqa: E402
-
-STEPS_AVERAGED = 5
-# The pooled features of resnet8 and resnet20 have 64 channels; K is below the 1,347 images.
-CRD = ("CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 256)
-
-
-def one_epoch(method: str, teacher: str, seed: int) -> tuple[list[list[float]], float]:
-    """The (whole, supervised) loss of every step and the seconds of one epoch."""
-    cfg = CFG.clone()
-    cfg.merge_from_list(
-        [
-            *("DATASET.TYPE", "digits", "DISTILLER.TYPE", method, "EXPERIMENT.SEED", seed),
-            *("DISTILLER.TEACHER", "resnet20", "DISTILLER.STUDENT", "resnet8"),
-            *("DISTILLER.TEACHER_CKPT", teacher, "SOLVER.WEIGHT_DECAY", 5e-4, *CRD),
-        ]
-    )
-    if method.startswith(CROSSBATCH_PREFIX):
-        cfg.merge_from_list(["SOLVER.TRAINER", "crossbatch"])
-    trainer = build_trainer(cfg)
-    seed_everything(derive_seed(seed, "training"))
-    trainer.distiller.train()
-    losses = []
-    began = time.perf_counter()
-    for batch in trainer.batches(1):
-        result = trainer.step(batch, 1)
-        values = {name: loss.detach().mean() for name, loss in result.losses.items()}
-        supervised = sum(values[n] for n in trainer.distiller.supervised_losses)
-        losses.append(torch.stack([sum(values.values()), supervised]))
-    losses = torch.stack(losses).tolist()
-    return losses, time.perf_counter() - began
+IMAGES = 2048
+# Options without which a method has no second loss, and forms that cost otherwise.
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "SIMKD": ("SIMKD.CE_WEIGHT", 1.0),
+    "CRD": ("CRD.NCE.K", 1024),
+}
+TWO_VIEWS = ", two views"
 
 
-def ends(losses: list[list[float]]) -> list[float]:
-    """Whole loss at the start and at the end, then the supervised one likewise."""
-    table = torch.tensor(losses)
-    first, last = table[:STEPS_AVERAGED].mean(0), table[-STEPS_AVERAGED:].mean(0)
-    return torch.stack([first, last], dim=1).flatten().tolist()
+def names(wanted: list[str]) -> list[str]:
+    """Both forms of each method, KD's first, MLKD's also with two views."""
+    plain = [n for n in distiller_dict if not n.startswith(CROSSBATCH_PREFIX)]
+    chosen = dict.fromkeys(["KD", *(n for n in plain if not wanted or n in wanted)])
+    both = [p + n for n in chosen for p in ("", CROSSBATCH_PREFIX) if p + n in distiller_dict]
+    return [*both, *(n + TWO_VIEWS for n in both if n.endswith("MLKD"))]
 
 
-@exit_on_error
-def main() -> None:
-    """Train every distiller for an epoch and print the table."""
+def build(name: str, pair: tuple[str, str], batch: int, device: str) -> tuple[Any, Any]:
+    """The trainer of a method, and the batch of its steps."""
+    method, _, views = name.partition(",")
+    plain = method.removeprefix(CROSSBATCH_PREFIX)
+    own = OPTIONS.get(plain, ())
+    trainer = "base" if method == plain else "crossbatch"
+    if getattr(distiller_dict[method], "needs_contrast", False) and trainer == "base":
+        trainer = "crd"
+    torch.manual_seed(0)
+    teacher, student = (build_model("cifar100", n, CLASSES) for n in pair)
+    if plain == "CRD":
+        dims = [probe(net, (SIZE, SIZE))["pooled_feat"].shape[1] for net in (teacher, student)]
+        own += ("CRD.FEAT.TEACHER_DIM", dims[0], "CRD.FEAT.STUDENT_DIM", dims[1])
+    opts = ("SOLVER.TRAINER", trainer, "DATASET.STRONG_VIEW", bool(views), *own)
+    cfg = config(pair, method, device, "SOLVER.BATCH_SIZE", batch, *opts)
+    distiller = assemble_distiller(cfg, student, teacher, num_data=IMAGES)
+    data = loader(batch, resolve_device(device), contrastive_settings(cfg), bool(views))
+    made = trainer_dict[trainer]("benchmark", distiller, data, data, cfg)
+    made.distiller.train()
+    return made, next(iter(made.batches(1)))
+
+
+@cache
+def loader(batch: int, device: torch.device, contrast: Any, strong: bool) -> ArrayLoader:
+    """Random images; in memory once for all methods that need the same of it."""
+    options = {"contrast": contrast, "strong": strong, "device": device}
+    return ArrayLoader(random_images(IMAGES), batch, recipe=RECIPE, train=True, **options)
+
+
+def rounds_of(
+    steps: dict[str, tuple[Any, Any]], rounds: int, now: Callable[[], float]
+) -> Iterator[dict[str, float]]:
+    """Seconds of a step of each, in turns; a round more is done first, to warm up."""
+    for number in range(rounds + 1):
+        seconds = {}
+        for name, (trainer, batch) in steps.items():
+            began = now()
+            trainer.step(batch, 1)
+            seconds[name] = now() - began
+        if number:
+            yield seconds
+
+
+def record(args: argparse.Namespace, seconds: list[dict[str, float]]) -> dict[str, Any]:
+    """All that is kept: every step's time, and each method's cost."""
+    device = resolve_device(args.device)
+    times = {name: [round(1e3 * own[name], 1) for own in seconds] for name in seconds[0]}
+    return {
+        "machine": machine(device),
+        "load": [round(x, 1) for x in (args.load[0], os.getloadavg()[0])],
+        "clock": "CPU time" if device.type == "cpu" else "wall time",
+        "pair": list(args.pair),
+        "batch": args.batch,
+        "rounds": len(seconds),
+        "how": "its shortest step over KD's shortest",
+        "costs": {name: round(min(own) / min(times["KD"]), 3) for name, own in times.items()},
+        "milliseconds": times,
+    }
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--teacher", metavar="FILE", help="checkpoint of a resnet20 for digits")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        teacher = args.teacher
-        if teacher is None:
-            teacher = f"{folder}/teacher"
-            torch.save({"model": build_model("digits", "resnet20", 10).state_dict()}, teacher)
-        rows = []
-        for method in distiller_dict:
-            losses, seconds = one_epoch(method, teacher, args.seed)
-            rows.append((method, *ends(losses), seconds))
-    threads = torch.get_num_threads()
-    print(f"{device_name(torch.device('cpu'))}, {threads} threads, seed {args.seed}")
-    print(
-        f"{'distiller':<20}  {'loss: first':>11} {'last':>8}  {'ce: first':>9} {'last':>7}  seconds"
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--pair", nargs=2, default=("resnet20", "resnet8"), metavar=("TEACHER", "STUDENT")
     )
-    for method, first, last, ce_first, ce_last, seconds in rows:
-        print(
-            f"{method:<20}  {first:>11.4f} {last:>8.4f}  {ce_first:>9.4f} {ce_last:>7.4f}  "
-            f"{seconds:>7.2f}"
-        )
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the record there (JSON)")
+    return parser.parse_args(argv)
+
+
+@exit_on_error
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, and keep the record."""
+    args = parse_arguments(argv)
+    args.load = os.getloadavg()
+    device = resolve_device(args.device)
+    keep_freed_memory()
+    pair = tuple(args.pair)
+    steps = {name: build(name, pair, args.batch, args.device) for name in names(args.methods)}
+    seconds = []
+    for own in rounds_of(steps, args.rounds, clock(device, cpu_time=device.type == "cpu")):
+        seconds.append(own)
+        found = record(args, seconds)
+        if args.write:  # after each round, so that a run cut short is one of fewer rounds
+            args.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(describe(found["machine"]))
+    print(
+        f"{' to '.join(pair)}, batch {args.batch}, shortest of {args.rounds} rounds, "
+        f"{found['clock']}, load {' to '.join(map(str, found['load']))}"
+    )
+    costs, times = found["costs"], found["milliseconds"]
+    rows = [(n, f"{x:.2f}", *(f"{q:.0f}" for q in quartiles(times[n]))) for n, x in costs.items()]
+    print(table(("method", "step / KD's", "ms: quartiles", "", ""), rows))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,23 @@
-"""The tables behind ``tools/train.py --list``: everything that a configuration may name."""
+"""The tables behind ``tools/train.py --list``: everything that a configuration may name.
+
+The table of methods in the docs is made here, too.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import sys
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .config.cfg import CROSSBATCH_PREFIX
 from .dataset import (
     build_model,
     dataset_dict,
@@ -41,7 +49,11 @@ def count_macs(model: nn.Module, size: int) -> int:
 def list_everything() -> str:
     """Distillers, trainers, data sets and models as a text of tables."""
     parts = [
-        _table("Distillers (DISTILLER.TYPE)", ("name", *_ABOUT, "what"), _distiller_rows()),
+        _table(
+            "Distillers (DISTILLER.TYPE); cost: " + cost_in_words(),
+            ("name", *_ABOUT, "cost", "what"),
+            _distiller_rows(),
+        ),
         _described("Trainers (SOLVER.TRAINER)", trainer_dict),
         _described("Data sets (DATASET.TYPE)", dataset_dict),
     ]
@@ -82,11 +94,62 @@ def _model_row(dataset: str, name: str) -> tuple[str, ...]:
 _ABOUT = ("family", "needs", "year")
 
 
+def _about(entry: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(entry, key, "") or "-") for key in _ABOUT)
+
+
 def _distiller_rows() -> list[tuple[str, ...]]:
     return [
-        (name, *(str(getattr(entry, key, "") or "-") for key in _ABOUT), _first_line(entry))
+        (name, *_about(entry), _cost(name), _first_line(entry))
         for name, entry in distiller_dict.items()
     ]
+
+
+def methods_table() -> str:
+    """Markdown: every method that comes with this package, by year, and how costs were measured."""
+    lines = [
+        "| `DISTILLER.TYPE` | paper | year | family | needs | cost | cost, cross-batch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    own = {n: e for n, e in distiller_dict.items() if e.__module__.startswith("mdistiller.")}
+    plain = (n for n in own if not n.startswith(CROSSBATCH_PREFIX))
+    for name in sorted(plain, key=lambda n: own[n].year):
+        family, needs, year = _about(own[name])
+        cells = (year, family, needs, _cost(name), _cost(CROSSBATCH_PREFIX + name))
+        lines.append(f"| `{name}` | {_paper(own[name])} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Cost: {cost_in_words()}.", ""])
+
+
+def _paper(entry: Any) -> str:
+    """The first line of the method's module, which names its paper."""
+    return (
+        (sys.modules[entry.__module__].__doc__ or "").splitlines()[0].partition("; ")[0].rstrip(".")
+    )
+
+
+@cache
+def _measured() -> dict[str, Any]:
+    """The record of ``benchmarks/methods.py``."""
+    file = Path(__file__).with_name("step_costs.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _cost(name: str) -> str:
+    """Of a step, in KD's; a dash for a method that was not measured."""
+    cost = _measured()["costs"].get(name)
+    return "-" if cost is None else f"{cost:.2f}"
+
+
+def cost_in_words() -> str:
+    """What a cost is, and how it was measured."""
+    known = _measured()
+    views = (f"{_cost(p + 'MLKD, two views')}" for p in ("", CROSSBATCH_PREFIX))
+    return (
+        f"a training step's time in KD's, {' to '.join(known['pair'])}, {known['batch']} images, "
+        f"{known['rounds']} rounds in which all take turns, {known['how']}; {known['clock']}, "
+        f"{known['machine']['device']}, {known['machine']['threads']} thread, load average "
+        f"{' to '.join(map(str, known['load']))}. MLKD with two views: {' and '.join(views)}"
+    )
 
 
 def _described(title: str, registry: dict[str, Any]) -> str:

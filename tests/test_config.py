@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mdistiller.commands.settings import TABLES
 from mdistiller.config import Setting, identity, load_cfg, positive, run_names, runs_like
 from mdistiller.config.docs import with_tables
 from mdistiller.config.table import TABLE
@@ -305,10 +306,18 @@ def test_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
 # ---- the table ---------------------------------------------------------------------------------
 
 
-def test_page_has_the_tables_of_today():
-    page = Path(__file__).resolve().parents[1] / "docs" / "config.md"
-    text = page.read_text(encoding="utf-8")
-    assert with_tables(text) == text, "run python -m mdistiller.commands.settings --write PAGE"
+def test_pages_have_the_tables_of_today():
+    root, found = Path(__file__).resolve().parents[1], []
+    for page in (root / "README.md", *(root / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if names := [name for name in TABLES if f"<!-- {name}: begin -->" in text]:
+            found += names
+            message = "run python -m mdistiller.commands.settings --write PAGE"
+            assert with_tables(text, TABLES) == text, f"{page}: {message}"
+    assert set(found) == set(TABLES)
+    for text in ("no marks", "<!-- settings: begin -->"):
+        with pytest.raises(ValueError, match="mark"):
+            with_tables(text, TABLES)
 
 
 def test_setting_that_contradicts_itself_is_refused():

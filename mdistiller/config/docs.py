@@ -1,13 +1,12 @@
-"""The tables of docs/config.md, made of the table of settings."""
+"""Tables in pages of docs that a program makes, such as docs/config.md's of the settings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .core import CORE
 from .table import TABLE
-
-BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
 
 def settings_tables() -> str:
@@ -32,14 +31,30 @@ def _shown(default: Any) -> str:
     return f"`{list(default) if isinstance(default, tuple) else default}`"
 
 
-def with_tables(page: str) -> str:
+def with_tables(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """The text of a page with the tables between its marks as they are now.
 
+    Args:
+        tables: what makes the table between the marks ``<!-- NAME: begin -->`` and
+            ``<!-- NAME: end -->``, by name.
+
     Raises:
-        ValueError: the page has no marks.
+        ValueError: the page has no marks, or not both of a pair.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"the page lacks the marks {BEGIN} and {END}")
-    return f"{before}{begin}\n{settings_tables()}{end}{after}"
+    marked = [name for name in tables if _marks(name)[0] in page]
+    if not marked:
+        raise ValueError(
+            f"the page has none of the marks {', '.join(_marks(n)[0] for n in tables)}"
+        )
+    for name in marked:
+        begin, end = _marks(name)
+        before, _, rest = page.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"the page lacks the mark {end}")
+        page = f"{before}{begin}\n{tables[name]()}{end}{after}"
+    return page
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
