@@ -13,7 +13,7 @@ from mdistiller.config.docs import settings_tables, with_tables
 from mdistiller.listing import methods_table
 
 # By the names of their marks in a page.
-TABLES = {"settings": settings_tables, "methods": methods_table}
+TABLES = {"settings": settings_tables, "method-table": methods_table}
 
 
 @exit_on_error

@@ -109,9 +109,9 @@ def build_table(
     """
     (name,) = choose("table", [name], TABLES)
     layout = LAYOUTS[name]
-    (dataset,) = choose(
-        "data set", [dataset], datasets(*(r.config for r in layout.rows if r.config))
-    )
+    files = {row.config or row.method.lower() for row in layout.rows if row.config or row.method}
+    files |= {method.lower() for method in layout.column_methods}
+    (dataset,) = choose("data set", [dataset], datasets(*sorted(files)))
     valid = layout.pairs if dataset == PAPERS_DATASET else PAIRS
     chosen = choose("pair", pairs, valid) if pairs else _default_pairs(layout, dataset)
     columns = _columns(layout, [PAIRS[key] for key in chosen])

@@ -45,16 +45,17 @@ PAIRS = {
         Pair("wrn16_2_wrn16_1", "wrn_16_2", "wrn_16_1"),
     )
 }
+_TABLE1 = ("kd", "rkd", "at", "kdsvd", "pkt")
 SMALL_PAIRS = ("res20_res8", "wrn16_2_wrn16_1")
 
 
 def datasets(*names: str) -> list[str]:
     """CIFAR-100, then every data set whose folder of configs/ has a file for each of ``names``.
 
-    Without names: those that are trained on at all.
+    Without names: for those of Table 1.
     """
     folders = (p.parent for p in CONFIGS.glob("*/teacher.yaml"))
-    wanted = [f"{name}.yaml" for name in names or ("kd",)]
+    wanted = [f"{name}.yaml" for name in names or _TABLE1]
     small = sorted(f.name for f in folders if all((f / name).exists() for name in wanted))
     return [PAPERS_DATASET, *small]
 
