@@ -1,9 +1,9 @@
 """What a training step of every method costs against KD's, vanilla and with cross-batch weighting.
 
-All take turns, a step each, so that load and clock hit them alike; a step's cost is its shortest
-time over KD's shortest. On a CPU the time is this process's CPU time, which other processes
-lengthen (they share caches), but never shorten. Random images, random teachers, one batch again
-and again: the input pipeline is left out.
+All take turns, a step each, so that load and clock hit them alike; a step's cost is the median of
+its times over that of KD's. On a CPU the time is this process's CPU time, which other processes
+lengthen, for they share caches, but less than the wall time. Random images, random teachers, one
+batch again and again: the input pipeline is left out.
 
 example:
   python benchmarks/methods.py --write mdistiller/step_costs.json
@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -116,8 +117,8 @@ def record(args: argparse.Namespace, seconds: list[dict[str, float]]) -> dict[st
         "pair": list(args.pair),
         "batch": args.batch,
         "rounds": len(seconds),
-        "how": "its shortest step over KD's shortest",
-        "costs": {name: round(min(own) / min(times["KD"]), 3) for name, own in times.items()},
+        "how": "median of its steps over the median of KD's",
+        "costs": {name: round(median(own) / median(times["KD"]), 3) for name, own in times.items()},
         "milliseconds": times,
     }
 
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
             args.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(describe(found["machine"]))
     print(
-        f"{' to '.join(pair)}, batch {args.batch}, shortest of {args.rounds} rounds, "
+        f"{' to '.join(pair)}, batch {args.batch}, median of {args.rounds} rounds, "
         f"{found['clock']}, load {' to '.join(map(str, found['load']))}"
     )
     costs, times = found["costs"], found["milliseconds"]
