@@ -1,0 +1,180 @@
+"""Every distiller, vanilla and cross-batch: it learns, goes on after a stop, and shares a fleet."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mdistiller.dataset import digits, model_dict_for
+from mdistiller.distillers import distiller_dict
+from mdistiller.engine.cfg import CROSSBATCH_PREFIX, load_cfg
+from mdistiller.engine.run import SharedInputs, build_trainer
+from mdistiller.engine.rundir.resume import weights_hash
+from mdistiller.experiments.fleet.fleet import Fleet, Member
+from mdistiller.seeding import derive_seed, seed_everything
+from mdistiller.weighting import frozen_statistics
+
+from .toys import SmallNet
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHER, STUDENT = "test_teacher", "test_student"
+BATCH, VALIDATION = 16, 32
+# What lets a method learn in so few steps, and what SimKD needs for a supervised gradient.
+OPTIONS = {
+    "SIMKD": ("SIMKD.CE_WEIGHT", 1.0),
+    "CATKD": ("CATKD.CAT_WEIGHT", 1.0),
+    "TTM": ("TTM.BETA", 5.0),
+    "CTKD": ("CTKD.REVERSAL_EPOCHS", 1, "CTKD.CE_WEIGHT", 1.0),
+    "AT": ("AT.LOSS.FEAT_WEIGHT", 10.0),
+    "CRD": ("CRD.NCE.K", 16, "CRD.FEAT.STUDENT_DIM", 16, "CRD.FEAT.TEACHER_DIM", 24),
+    "PKT": ("PKT.LOSS.FEAT_WEIGHT", 1.0),
+    "SP": ("SP.LOSS.FEAT_WEIGHT", 1.0),
+    "NST": ("NST.LOSS.FEAT_WEIGHT", 1.0),
+    "OFD": ("OFD.TEACHER_TRAIN_MODE", False),
+    "MLKD": ("MLKD.CE_WEIGHT", 1.0, "MLKD.KD_WEIGHT", 0.1),
+    "FITNET": ("FITNET.LOSS.FEAT_WEIGHT", 1.0),
+    "WSLD": ("WSLD.ALPHA", 0.25),
+    "WTTM": ("WTTM.BETA", 0.5),
+    "DIST": ("DIST.KD_WEIGHT", 0.1),
+    "KD": ("KD.LOSS.CE_WEIGHT", 1.0),
+    "EAKD": ("EAKD.CE_WEIGHT", 1.0),
+}
+METHODS = [n for n in distiller_dict if not n.startswith(CROSSBATCH_PREFIX) and n != "NONE"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The file of a small network that knows the digits a little; its student's name is known."""
+    folder = tmp_path_factory.mktemp("teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "VAL_SIZE", VALIDATION)
+        networks = model_dict_for("digits")
+        patch.setitem(networks, TEACHER, (lambda num_classes: SmallNet(24), None))
+        patch.setitem(networks, STUDENT, (lambda num_classes: SmallNet(16), None))
+        opts = options(
+            folder, "NONE", 1024, "DISTILLER.STUDENT", TEACHER, "SOLVER.EPOCHS", 2, "SOLVER.LR", 0.1
+        )
+        train(build_trainer(load_cfg(ROOT / "configs/digits/kd.yaml", opts)))
+        yield next(folder.glob("*/*/student_latest"))
+
+
+def options(folder: Path, name: str, images: int, *opts: object) -> tuple[str, ...]:
+    plain = name.removeprefix(CROSSBATCH_PREFIX)
+    trainer = "base" if name == plain else "crossbatch"
+    if plain == "CRD" and name == plain:
+        trainer = "crd"
+    given = (
+        *("LOG.PREFIX", folder, "EXPERIMENT.PROJECT", "p", "EXPERIMENT.NAME", name),
+        *("DATASET.SUBSET", images, "SOLVER.BATCH_SIZE", BATCH, "SOLVER.LR", 0.01),
+        *("SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", [], "SOLVER.DEVICE", "cpu"),
+        *("DISTILLER.TYPE", name, "SOLVER.TRAINER", trainer, "LOG.TENSORBOARD_FREQ", 1000),
+        *OPTIONS.get(plain, ()),
+        *opts,
+    )
+    return tuple(map(str, given))
+
+
+def distilling(folder: Path, teacher: Path, name: str, images: int, *opts: object):
+    """The configuration of a run of a method."""
+    networks = ("DISTILLER.TEACHER", TEACHER, "DISTILLER.STUDENT", STUDENT)
+    opts = options(folder, name, images, *networks, "DISTILLER.TEACHER_CKPT", teacher, *opts)
+    return load_cfg(ROOT / "configs/digits/kd.yaml", opts)
+
+
+def train(trainer, resume: bool = False) -> None:
+    seed_everything(derive_seed(trainer.cfg.EXPERIMENT.SEED, "training"))
+    trainer.train(resume)
+
+
+def supervised_loss(trainer) -> float:
+    """Of the student on all training images, as they are; it changes nothing."""
+    data = trainer.train_loader.dataset
+    image, target = (data.images.float() - 128) / 64, data.targets
+    student = trainer.distiller.student.train()
+    with torch.no_grad(), frozen_statistics(student):
+        return F.cross_entropy(student(image)[0], target).item()
+
+
+def keep_half(trainer, steps: int, folder: Path) -> None:
+    """Copy the run to ``folder`` as it is after ``steps`` steps: what an abrupt end leaves."""
+    plain, done = trainer.step, 0
+
+    def step(batch, epoch):
+        nonlocal done
+        if done == steps:
+            shutil.copytree(trainer.log_path, folder / "p" / trainer.log_path.name)
+        done += 1
+        return plain(batch, epoch)
+
+    trainer.step = step
+
+
+def state(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "p" / name / "latest", weights_only=True)["model"]
+
+
+def different(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+def check_all(tmp_path: Path, teacher: Path, images: int) -> None:
+    """Each method in both forms: alone, stopped and continued, and all together in fleets."""
+    names = [p + name for name in METHODS for p in ("", CROSSBATCH_PREFIX)]
+    alone, half, fleet = (tmp_path / kind for kind in ("alone", "half", "fleet"))
+    steps = images // BATCH // 2
+    shared = {True: SharedInputs(), False: SharedInputs()}
+    wrong: list[str] = []
+    for name in names:
+        seen = shared[name.endswith("CRD")]
+        saving = ("LOG.SAVE_EVERY_STEPS", steps)
+        trainer = build_trainer(distilling(alone, teacher, name, images, *saving), seen)
+        keep_half(trainer, steps, half)
+        wrong += (f"{name}: {what}" for what in faults_alone(trainer))
+        assert torch.load(half / "p" / name / "latest", weights_only=True)["step"] == steps
+        train(build_trainer(distilling(half, teacher, name, images), seen), resume=True)
+        differing = different(state(alone, name), state(half, name))
+        wrong += (f"{name}, continued: {key}" for key in differing)
+    for contrasting in (True, False):
+        chosen = [name for name in names if name.endswith("CRD") == contrasting]
+        made = [distilling(fleet, teacher, name, images) for name in chosen]
+        members = [Member(cfg, out=io.StringIO()) for cfg in made]
+        Fleet(members).train()
+        for name, member in zip(chosen, members, strict=True):
+            assert member.error is None, (name, member.error)
+            differing = different(state(alone, name), state(fleet, name))
+            wrong += (f"{name}, in a fleet: {key}" for key in differing)
+    assert not wrong, "\n".join(wrong)
+
+
+def faults_alone(trainer) -> Iterator[str]:
+    """Train, and say what a method does wrong: its losses, its teacher, what moves and what not."""
+    distiller = trainer.distiller
+    teacher = weights_hash(distiller.teacher)
+    start = {n: p.detach().clone() for n, p in distiller.named_parameters()}
+    learnt = {id(p) for p in distiller.get_learnable_parameters()}
+    before = supervised_loss(trainer)
+    train(trainer)
+    if not (after := supervised_loss(trainer)) < before:
+        yield f"the supervised loss goes from {before} to {after}"
+    if weights_hash(distiller.teacher) != teacher:
+        yield "the teacher has changed"
+    for key, parameter in distiller.named_parameters():
+        moved = not torch.equal(parameter, start[key])
+        if moved != (id(parameter) in learnt):
+            yield f"{key} {'moves' if moved else 'stays'}"
+
+
+def test_every_method_learns_goes_on_and_shares(tmp_path, teacher):
+    check_all(tmp_path, teacher, images=128)
+
+
+@pytest.mark.slow
+def test_every_method_on_all_digits(tmp_path, teacher):
+    check_all(tmp_path, teacher, images=1760)
