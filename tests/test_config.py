@@ -300,7 +300,8 @@ def test_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
         for cfg in (loaded(tmp_path, f"{key}: ~/x"), loaded(tmp_path, "", key, "~/x")):
             assert cfg.leaves()[key] == str(tmp_path / "x")
     monkeypatch.setenv("PLACE", str(tmp_path))
-    assert loaded(tmp_path, "LOG: {PREFIX: '$PLACE/x'}").LOG.PREFIX == str(tmp_path / "x")
+    cfg = loaded(tmp_path, "LOG: {PREFIX: '$PLACE/x'}")
+    assert str(tmp_path / "x") == cfg.LOG.PREFIX
     with pytest.raises(ConfigError, match=r"PREFIX \$NOWHERE/x: \$NOWHERE is not set"):
         loaded(tmp_path, "", "LOG.PREFIX", "$NOWHERE/x")
     with pytest.raises(ConfigError, match="names no user's folder"):

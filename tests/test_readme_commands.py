@@ -100,6 +100,7 @@ def interrupted(tool: str, arguments: list[str], patch: pytest.MonkeyPatch, caps
     assert "--resume continues" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # two minutes, most of them in resnet56
 @pytest.mark.filterwarnings("default")
 def test_commands_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
