@@ -8,10 +8,12 @@ are made before the clock starts, so that its data loader is not in its time.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
 import time
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
@@ -22,21 +24,35 @@ CLASSES, SIZE, BATCHES = 100, 32, 20
 
 def without_cuda() -> None:
     """Let what would move a tensor or a network to the GPU leave it where it is."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # DataParallel takes those it finds
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
-def trainer_of(folder: Path, pair: list[str], method: str, batch: int, log_folder: str):
-    """The checkout's trainer of ``method``, as its tools/train.py makes it, without data."""
+def use(folder: Path) -> None:
+    """Let ``mdistiller`` be the checkout's.
+
+    The first place on sys.path does not do where the checkout's package has no ``__init__.py``:
+    any mdistiller that has one would come before it, wherever on the path it is.
+    """
     sys.path.insert(0, str(folder))
+    spec = PathFinder.find_spec("mdistiller", [str(folder)])
+    if spec is None:
+        sys.exit(f"{folder} holds no mdistiller")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["mdistiller"] = package
+    if spec.origin:
+        spec.loader.exec_module(package)
+
+
+def trainer_of(pair: list[str], method: str, batch: int, log_folder: str):
+    """The trainer of ``method``, as the checkout's tools/train.py makes it, without data."""
+    os.environ.setdefault("LOGNAME", "benchmark")  # it asks for the user's name
     from mdistiller.distillers import distiller_dict
     from mdistiller.engine import trainer_dict
     from mdistiller.engine.cfg import CFG
     from mdistiller.models import cifar_model_dict
 
-    here = Path(sys.modules["mdistiller"].__path__[0]).resolve()
-    if here.parent != folder.resolve():
-        sys.exit(f"another mdistiller was imported, from {here}")
     cfg = CFG.clone()
     cfg.merge_from_list(
         [
@@ -71,9 +87,9 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     if device == "cpu":
         without_cuda()
-    os.environ.setdefault("LOGNAME", "benchmark")  # its trainer asks for the user's name
+    use(Path(folder))
     with tempfile.TemporaryDirectory() as log_folder:
-        trainer = trainer_of(Path(folder), pair, method, int(batch), log_folder)
+        trainer = trainer_of(pair, method, int(batch), log_folder)
         from mdistiller.engine.utils import AverageMeter
 
         names = ("training_time", "data_time", "losses", "top1", "top5")

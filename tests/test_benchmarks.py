@@ -217,6 +217,8 @@ def test_the_original_is_timed_in_turns_with_ours(tmp_path):
     assert rows["original"]["to_baseline"] == [1, 1, 1]
     # A linear layer against a residual network.
     assert rows["vanilla"]["to_baseline"][1] > 1
+    # Without an __init__.py, too, it is the checkout's mdistiller that is imported, not ours.
+    (tmp_path / "checkout/mdistiller/__init__.py").unlink(missing_ok=True)
     (tmp_path / "checkout/mdistiller/models/__init__.py").write_text("cifar_model_dict = {}")
     done = step(tmp_path / "checkout", "original")
     assert done.returncode == 1 and "KeyError: 'resnet14'" in done.stderr

@@ -78,56 +78,72 @@ def test_the_block_trains_a_distiller():
     assert all(torch.equal(a, b) for a, b in zip(frozen, teacher.parameters(), strict=True))
 
 
-def test_what_is_to_be_copied_needs_nothing_else(tmp_path):
-    package = tmp_path / "mdistiller"
+def copy_into(package: Path) -> None:
+    """Copy what the page says is to be copied."""
     shutil.copytree(ROOT / "mdistiller/weighting", package / "weighting")
     for name in ("device.py", "errors.py", "registry.py"):
         shutil.copy(ROOT / "mdistiller" / name, package / name)
-    (package / "__init__.py").touch()
-    code = "import mdistiller.weighting as w; print(w.__file__); w.CrossBatchWeighting()"
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
+def run(code: str, *arguments: object, cwd: Path) -> str:
+    """What ``code`` prints in a process that finds no mdistiller of PYTHONPATH."""
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert str(tmp_path) in done.stdout
+    return done.stdout
+
+
+def test_what_is_to_be_copied_needs_nothing_else(tmp_path):
+    package = tmp_path / "mdistiller"
+    copy_into(package)
+    (package / "__init__.py").touch()
+    code = "import mdistiller.weighting as w; print(w.__file__); w.CrossBatchWeighting()"
+    assert str(tmp_path) in run(code, cwd=tmp_path)
 
 
 ORIGINAL = """
-import collections, sys, types
+import sys
+from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *a, **k: self
-from mdistiller.engine.trainer import BaseTrainer
-from mdistiller.distillers import distiller_dict
-from mdistiller.models import cifar_model_dict
-from mdistiller.engine.cfg import CFG
-sys.path.pop(0)
-for name in [m for m in sys.modules if m.split(".")[0] == "mdistiller"]:
-    del sys.modules[name]
-sys.path.insert(0, sys.argv[2])
+from _original import trainer_of, use, without_cuda
+without_cuda()
+use(Path.cwd())
 names = {}
-exec(open(sys.argv[3]).read(), names)
-nets = [cifar_model_dict[n][0](num_classes=10) for n in ("resnet8", "resnet14")]
-distiller = distiller_dict["KD"](*nets, CFG)
-trainer = object.__new__(type("Mine", (names["CrossBatch"], BaseTrainer), {}))
-trainer.distiller = torch.nn.DataParallel(distiller)
-trainer.optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.05)
-trainer.train_loader = [(torch.randn(4, 3, 32, 32), torch.arange(4), torch.arange(4))] * 2
-meter = types.SimpleNamespace(update=lambda *a: None)
-before = nets[0].fc.weight.detach().clone()
-meters = collections.defaultdict(lambda: meter)
-print(trainer.train_iter(trainer.train_loader[0], 1, meters))
-assert not torch.equal(before, nets[0].fc.weight)
+exec(open("block.py").read(), names)
+batch = torch.randn(8, 3, 32, 32), torch.arange(8), torch.arange(8)
+for method in ("KD", "FITNET"):
+    trainer = trainer_of(["resnet14", "resnet8"], method, 8, "logs/" + method)
+    trainer.__class__ = type("Mine", (names["CrossBatch"], type(trainer)), {})
+    trainer.train_loader, trainer.val_loader = [batch] * 2, [batch[:2]]
+    distiller = trainer.distiller.module
+    before = [p.detach().clone() for p in distiller.get_learnable_parameters()]
+    frozen = [p.detach().clone() for p in distiller.teacher.parameters()]
+    trainer.train_epoch(1)
+    now = distiller.get_learnable_parameters()
+    assert not any(map(torch.equal, before, now))
+    assert all(map(torch.equal, frozen, distiller.teacher.parameters()))
+print(sys.modules[type(trainer).__mro__[2].__module__].__file__)
 """
 
 
 @pytest.mark.skipif("ORIGINAL" not in os.environ, reason="ORIGINAL names no checkout")
 def test_the_block_trains_in_the_originals_own_trainer(tmp_path):
+    """A whole epoch of it: training, validation, logs and checkpoints."""
+    package = tmp_path / "mdistiller"
+    shutil.copytree(Path(os.environ["ORIGINAL"]) / "mdistiller", package)
+    copy_into(package)
     (tmp_path / "block.py").write_text(block(), encoding="utf-8")
-    arguments = [os.environ["ORIGINAL"], str(ROOT), str(tmp_path / "block.py")]
-    done = subprocess.run(
-        [sys.executable, "-c", ORIGINAL, *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "weights" in done.stdout
+    used = run(ORIGINAL, ROOT / "benchmarks", cwd=tmp_path).splitlines()[-1]
+    assert used == str(package / "engine/trainer.py")
+    for method in ("KD", "FITNET"):
+        logs = tmp_path / "logs" / method / "original"
+        worklog = (logs / "worklog.txt").read_text()
+        assert float(re.search("train_loss: (.*)", worklog)[1]) > 0
+        assert (logs / "latest").exists() and (logs / "student_best").exists()
