@@ -64,7 +64,7 @@ def _no_network(monkeypatch) -> None:
 
 def test_names_of_the_data_sets():
     in_memory = {"cifar100", "fashion_mnist", "digits", "glyphs"}
-    assert set(dataset_dict) == {*in_memory, "tiny_imagenet", "imagenet"}
+    assert set(dataset_dict) == {*in_memory, "tiny_imagenet", "imagenet", "image_folder"}
 
 
 def test_unknown_name_lists_the_valid_ones():

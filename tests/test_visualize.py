@@ -129,7 +129,7 @@ BAD_INPUT = {
     "no teacher": ({"cfg": VANILLA}, 2, "DISTILLER.TYPE NONE has no teacher"),
     "too few images": ({"images": "30"}, 2, "--images must be at least 31"),
     "folder is a file": ({"out": "{tmp}/teacher"}, 1, "give another --out"),
-    "not finite": ({"student-ckpt": "{tmp}/nan"}, 1, "student resnet8 are not finite"),
+    "not finite": ({"student-ckpt": "{tmp}/nan"}, 1, "numbers that are not finite"),
     "dead": ({"student-ckpt": "{tmp}/dead"}, 1, "student resnet8 are the same for all images"),
 }
 

@@ -49,6 +49,18 @@ def update(rows: torch.Tensor, **arguments) -> torch.Tensor:
     return w.ce * rows[0] + w.kd * rows[1]
 
 
+def same_update(rows: torch.Tensor, others: torch.Tensor, factor: float = 1, **arguments) -> bool:
+    """``factor`` times the update of ``rows`` is that of ``others``.
+
+    The tolerance is of the two summands: where gradients are nearly opposite, their sum is known to
+    the summands' rounding only.
+    """
+    w = solve(others, **arguments)
+    size = float(abs(w.ce) * others[0].norm() + abs(w.kd) * others[1].norm())
+    a, b = factor * update(rows, **arguments), update(others, **arguments)
+    return bool((a - b).norm() <= 1e-7 * size)
+
+
 def unit(v: torch.Tensor) -> torch.Tensor:
     return v / v.norm()
 
@@ -104,14 +116,14 @@ def test_agrees_with_a_general_solver(reading, seed):
 @given(rows=gradients(), exponent=st.integers(-12, 12))
 def test_update_is_positively_homogeneous(reading, rows, exponent):
     scale = 10.0**exponent
-    assert close(update(scale * rows, reading=reading), scale * update(rows, reading=reading))
+    assert same_update(rows, scale * rows, scale, reading=reading)
 
 
 @pytest.mark.parametrize("reading", ALL)
 @given(rows=gradients(), scale=st.sampled_from([1e-12, 0.3, 1e12]))
 def test_length_of_the_reference_does_not_matter(reading, rows, scale):
     scaled = rows * torch.tensor([[1.0], [1.0], [scale]], dtype=rows.dtype)
-    assert close(update(scaled, reading=reading), update(rows, reading=reading))
+    assert same_update(scaled, rows, reading=reading)
 
 
 @pytest.mark.parametrize("reading", ALL)
