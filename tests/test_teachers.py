@@ -201,6 +201,8 @@ def test_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("new_format", [True, False])
 @given(cut=st.floats(0, 1, exclude_max=True))
 @example(cut=0.0)
+@example(cut=0.0008)  # one byte of the new format, which is a letter
+@example(cut=0.0015)
 def test_truncated_file(
     new_format: bool, cut: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -339,7 +339,8 @@ def _other_kind(path: str | Path) -> str | None:
                 return f"an archive of {', '.join(names[:3])}, ...; unpack it and give one of them"
             return None
         text = start.decode("ascii")
-        if not re.fullmatch(r"[ -~\s]+", text):
+        # Two letters begin every zip archive: a checkpoint of which nothing else has come.
+        if not re.fullmatch(r"[ -~\s]+", text) or "PK".startswith(text):
             return None
         if text.lstrip()[:1] in "{[":
             return "a JSON text, not a checkpoint"
