@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -26,9 +27,22 @@ from mdistiller.engine.cfg import CFG, load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.engine.rundir.result import device_name, source_commit  # noqa: E402
+from mdistiller.engine.runtime.memory import keep_freed_memory  # noqa: E402
 from mdistiller.listing import count_macs  # noqa: E402
 
 CLASSES, SIZE = 100, 32
+
+
+def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with those that benchmarks have in common; threads and memory are set."""
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    return args
 
 
 def random_images(count: int, padding: int = 4) -> ImageArray:

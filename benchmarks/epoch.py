@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
 from mdistiller.engine.meters import validate
-from mdistiller.engine.runtime.memory import keep_freed_memory
 
 WAYS = {
     "vanilla": ("", ()),
@@ -102,13 +101,7 @@ def main() -> None:
     add("--batch-size", type=int, default=64)
     add("--workers", type=int, default=2, help="of mdistiller's loaders (default 2)")
     add("--repeats", type=int, default=3)
-    add("--threads", type=int, default=2)
-    add("--device", default="cpu")
-    add("--json", type=Path, metavar="FILE")
-    add("--markdown", action="store_true")
-    args = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(args.threads)
+    args = common.start(parser)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         epochs = {RECREATION: recreated_epoch(args, folder)}

@@ -199,6 +199,7 @@ STAGES = ("teachers", "rates", "runs", "record")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or of ``argv``; wrong ones end the process with status 2."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -219,6 +220,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train, list or record what the arguments name."""
     args = parse_arguments(argv)
     whole = Study(args.task, args.data, args.out, args.records)
     if args.stage == "record":

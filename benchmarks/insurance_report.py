@@ -169,6 +169,7 @@ def means_table(found: Found, arms: Sequence[str]) -> list[str]:
 
 
 def claims_table(tasks: dict[str, Found]) -> list[str]:
+    """Markdown lines: every part of a claim on every task, then each claim's verdict."""
     lines = ["| | part | task | n | difference | interval | margin | p |", "|---" * 8 + "|"]
     p, complete = {}, {}
     for number, (_, parts) in CLAIMS.items():
@@ -196,6 +197,7 @@ def claims_table(tasks: dict[str, Found]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print means and claims."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

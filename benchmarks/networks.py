@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from pathlib import Path
 
 import _common as common
 import torch
@@ -19,7 +18,6 @@ import torch
 from mdistiller.cli import exit_on_error
 from mdistiller.dataset import build_model
 from mdistiller.device import resolve_device
-from mdistiller.engine.runtime.memory import keep_freed_memory
 from mdistiller.experiments.tables.pairs import PAIRS
 
 
@@ -59,13 +57,7 @@ def main() -> None:
     add("--batch-size", type=int, default=64)
     add("--repeats", type=int, default=5)
     add("--steps", type=int, default=5, help="passes in a repeat (default 5)")
-    add("--threads", type=int, default=2)
-    add("--device", default="cpu")
-    add("--json", type=Path, metavar="FILE")
-    add("--markdown", action="store_true")
-    args = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(args.threads)
+    args = common.start(parser)
     device = resolve_device(args.device)
     of_pairs = (name for pair in PAIRS.values() for name in (pair.teacher, pair.student))
     names = args.networks or dict.fromkeys(of_pairs)

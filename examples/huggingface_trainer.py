@@ -85,6 +85,7 @@ def transformer(size: int) -> BertForSequenceClassification:
 
 
 def train(model: torch.nn.Module, steps: int, kind: type[Trainer] = Trainer, **more) -> None:
+    """``steps`` steps with a trainer of ``kind``, which gets ``more`` as arguments."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -38,6 +38,7 @@ def direction(reading: str) -> torch.Tensor:
 
 
 def draw_readings(axes) -> None:
+    """The update of every reading for the same three gradients."""
     units = ROWS / ROWS.norm(dim=1, keepdim=True)
     angles = torch.linspace(0, torch.pi / 2, 100)
     axes.plot(angles.cos(), angles.sin(), color=GRAY, linewidth=0.6)

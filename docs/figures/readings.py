@@ -104,6 +104,7 @@ def draw_regression(axes) -> None:
 
 
 def main() -> None:
+    """Write the picture beside this file."""
     figure, (first, second, third) = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
     draw_bisector(first)
     draw_cone(second)

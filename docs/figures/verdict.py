@@ -51,6 +51,7 @@ def rows() -> list[tuple[str, str, Interval | None]]:
 
 
 def draw(text: str, colour: str, quiet: str) -> Figure:
+    """The plot in three colours: of words, of points with intervals, of headings."""
     found = rows()
     style = {"font.size": 10, "svg.hashsalt": "mdistiller", "svg.fonttype": "path"}
     with matplotlib.rc_context({**style, "text.color": text, "axes.labelcolor": text}):

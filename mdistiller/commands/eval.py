@@ -40,6 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
+    """Print the accuracy of the network that the arguments name."""
     args = parse_arguments(argv)
     import_methods(args.imports)
     ckpt = "" if args.ckpt == "pretrain" else args.ckpt

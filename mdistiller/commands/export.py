@@ -58,6 +58,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 @exit_on_error
 def main(argv: list[str] | None = None) -> None:
+    """Write the network that the arguments name in each format asked for."""
     args = parse_arguments(argv)
     import_methods(args.imports)
     # Each format once, in the order asked for.

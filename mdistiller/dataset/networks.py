@@ -59,16 +59,23 @@ def build_model(
         features: ``DISTILLER.FEATURES.<role>``, of a network of others.
     """
     if is_foreign(name):
-        return build_foreign(
-            name,
-            num_classes,
-            input_size or image_size(dataset, size),
-            named=features,
-            key=f"DISTILLER.FEATURES.{role}",
-        )
+        size = input_size or image_size(dataset, size)
+        return _foreign(name, num_classes, size, features, role)
     entry = model_dict_for(dataset, size)[name]
     constructor = entry[0] if isinstance(entry, tuple) else entry
     return constructor(num_classes=num_classes)
+
+
+def _foreign(
+    name: str,
+    num_classes: int,
+    size: int,
+    features: Sequence[str],
+    role: str,
+    pretrained: bool = False,
+) -> nn.Module:
+    key = f"DISTILLER.FEATURES.{role}"
+    return build_foreign(name, num_classes, size, named=features, key=key, pretrained=pretrained)
 
 
 def load_teacher(
@@ -100,14 +107,8 @@ def load_teacher(
         ConfigError: a network of others does not take such images, or has no such features.
     """
     if is_foreign(name) and ckpt == PRETRAINED:
-        return build_foreign(
-            name,
-            num_classes,
-            input_size or image_size(dataset, size),
-            named=features,
-            key=f"DISTILLER.FEATURES.{role}",
-            pretrained=True,
-        ).eval()
+        size = input_size or image_size(dataset, size)
+        return _foreign(name, num_classes, size, features, role, pretrained=True).eval()
     if is_foreign(name):
         # Before anything is built: what is missing is the file.
         path = Path(ckpt).expanduser() if ckpt else _registered_file(dataset, name, size)
