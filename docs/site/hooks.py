@@ -36,6 +36,11 @@ REFERENCE = [
 # What Sphinx would take as a link to another object, and its short form.
 _ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):\s*<code>(?:~\.?)?")
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+# A drawing in two forms, which a browser chooses by the system's colours.
+_PICTURE = re.compile(
+    r'<picture><source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">'
+    r'<img ([^>]*)src="([^"]+)"></picture>'
+)
 _SOURCE = re.compile(r'\b(src|srcset)="(?!https?:|data:)([^"]+)"')
 
 
@@ -84,7 +89,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Names that docstrings refer to, without the marks around them."""
+    """Names in docstrings without the marks around them; drawings by the page's colours.
+
+    The page has a button for its colours: a drawing follows it, not the system. The theme hides
+    the image whose address ends in the other scheme's name.
+    """
+    html = _PICTURE.sub(
+        r'<span class="drawing"><img \2src="\3#only-light"><img \2src="\1#only-dark"></span>', html
+    )
     return _ROLE.sub("<code>", html)
 
 
