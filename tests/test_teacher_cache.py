@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.check import check_config
 from mdistiller.engine.run import build_trainer, run_training
 from mdistiller.engine.runtime.precision import FrozenTeacher
+from mdistiller.engine.teacher import derangement
 from mdistiller.errors import CheckpointError, ConfigError, DataError, InterruptedRun
 from mdistiller.experiments import Plan, Request, describe, worker
 from mdistiller.experiments.fleet.fleet import Fleet, Member
 from tools import cache_teacher
 
+from .test_image_folder import write_digits
 from .test_resume import stop_after
 from .toys import few_digits
 
@@ -31,6 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES, VALIDATION = 20, 8
 VARIANTS = 81
 CROSS = ("SOLVER.TRAINER", "crossbatch")
+CHOSEN = ("DATASET.SUBSET", 12, "DATASET.HOLDOUT", 4, "DATASET.VALIDATE", "test")
+ON_ALL = ("DATASET.TRAIN_ON_HOLDOUT", True, "DATASET.LABEL_NOISE", 0.4)
+HELD_OUT = (*CROSS, "CROSSBATCH.REFERENCE", "holdout", "CROSSBATCH.BATCH_SIZE", 3)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -201,9 +207,9 @@ def test_training_with_it_is_training_with_the_teacher_asked_for_the_same_rows(b
     images, logits, pooled = by_hand
     row_of = {image.numpy().tobytes(): row for row, image in enumerate(images)}
 
-    def ask(image):
+    def ask(image, order=range(10)):
         rows = [row_of[x.contiguous().numpy().tobytes()] for x in image]
-        return logits[rows], {"pooled_feat": pooled[rows]}
+        return logits[rows][:, list(order)], {"pooled_feat": pooled[rows]}
 
     def refuse(image):
         raise AssertionError("the teacher was run")
@@ -214,7 +220,12 @@ def test_training_with_it_is_training_with_the_teacher_asked_for_the_same_rows(b
         "DKD": ("DISTILLER.TYPE", "DKD", "DISTILLER.LOGIT_STANDARDIZATION", True),
         "cross-batch PKT": ("DISTILLER.TYPE", "PKT", *CROSS),
         "two batches": ("SOLVER.TRAINER", "two_batch"),
+        "chosen, two batches": (*CHOSEN, "SOLVER.TRAINER", "two_batch"),
+        "others chosen, some wrong": (*CHOSEN, *ON_ALL, "DATASET.SUBSET_SEED", 1),
+        "held-out reference": (*CHOSEN, *HELD_OUT, "DATASET.SUBSET_SEED", 2),
+        "permuted": ("DISTILLER.TEACHER_FAULT", "permute", "EXPERIMENT.SEED", 7),
     }
+    seen = []
     for name, opts in cases.items():
         opts = ("SOLVER.EPOCHS", 1, *opts)
         with_file = build_trainer(
@@ -223,14 +234,21 @@ def test_training_with_it_is_training_with_the_teacher_asked_for_the_same_rows(b
         with_file.distiller.run_teacher = refuse
         result = with_file.train()
         assert result["teacher_cache"] == CacheFile(full).id
+        data = with_file.train_loader.dataset
+        assert len(data.whole) == IMAGES
+        assert torch.equal(data.whole.images[data.in_whole(torch.arange(len(data)))], data.images)
+        seen.append(tuple(data.in_whole(torch.arange(len(data))).tolist()))
         asking = build_trainer(config(base, *opts, "EXPERIMENT.NAME", f"{name} asked"))
         plain = build_trainer(config(base, *opts, "EXPERIMENT.NAME", f"{name} plain"))
         asking.distiller.run_teacher = ask
+        if name == "permuted":
+            asking.distiller.run_teacher = partial(ask, order=derangement(10, 7))
         for trainer in (asking, plain):
             trainer.train()
         assert equal(student(with_file), student(asking)), name
         for a, b in zip(student(with_file), student(plain), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+    assert list(map(len, seen)) == [IMAGES] * 5 + [12, 16, 12, IMAGES] and len(set(seen)) == 4
 
 
 def test_sp_reads_the_last_map_and_a_second_view_is_shown_to_the_teacher(base, full):
@@ -265,18 +283,21 @@ def test_a_run_goes_on_bit_by_bit_and_only_with_the_same_answers(base, full, tmp
     assert equal(student(whole), student(again))
 
 
-def test_a_fleet_reads_what_each_would_read_alone(base, full, tmp_path):
+def test_a_fleet_reads_once_what_each_would_read_alone(base, full, tmp_path, monkeypatch):
     def run(name, prefix, *opts):
-        opts = (*opts, "DISTILLER.TEACHER_CACHE", full, "EXPERIMENT.NAME", name)
+        opts = (*opts, *CHOSEN, "DISTILLER.TEACHER_CACHE", full, "EXPERIMENT.NAME", name)
         return config(base, *opts, "LOG.PREFIX", tmp_path / prefix)
 
-    kinds = {"a": (), "b": ("DISTILLER.TYPE", "RKD", *CROSS)}
+    kinds = {"a": (), "b": ("DISTILLER.TYPE", "RKD", *HELD_OUT)}
     for name, opts in kinds.items():
         run_training(run(name, "alone", *opts))
     cfgs = [run(name, "fleet", *opts) for name, opts in kinds.items()]
     members = [Member(cfg, out=io.StringIO()) for cfg in cfgs]
+    read, plain = [], CacheFile.rows
+    monkeypatch.setattr(CacheFile, "rows", lambda *x: read.append(len(x[1])) or plain(*x))
     Fleet(members).train()
     assert all(member.error is None for member in members)
+    assert read == [8, 4, 8, 4]  # twelve images, two epochs
     for file in (tmp_path / "alone").rglob("student_latest"):
         other = tmp_path / "fleet" / file.relative_to(tmp_path / "alone")
         a, b = (torch.load(f)["model"].values() for f in (file, other))
@@ -294,19 +315,19 @@ def test_a_file_of_something_else_is_refused_in_one_line(base, full, tmp_path, t
     torch.save(state, other)
     cases = [
         (("DISTILLER.TEACHER_CKPT", other), "of another teacher"),
-        (("DISTILLER.TEACHER_FAULT", "permute"), "of another teacher"),
-        (("DATASET.SUBSET", 10), "of other training images .20 of digits instead of 10"),
+        (("DISTILLER.TEACHER_FAULT", "random"), "of another teacher"),
     ]
     for opts, words in cases:
         with pytest.raises(DataError, match=words) as caught:
             build_trainer(config(base, *use, *opts))
         assert "\n" not in str(caught.value)
+    words = "of other training images .20 of digits instead of 19"
+    with few_digits(IMAGES - 1, VALIDATION), pytest.raises(DataError, match=words):
+        build_trainer(config(base, *use, "DATASET.SUBSET", 10))
     with pytest.raises(ConfigError, match="DISTILLER.TYPE AT needs more of it"):
         check_config(config(base, *use, "DISTILLER.TYPE", "AT"))
     with pytest.raises(ConfigError, match="there is no file"):
         check_config(config(base, "DISTILLER.TEACHER_CACHE", tmp_path / "nothing"))
-    # Wrong labels are no other images.
-    build_trainer(config(base, *use, "DATASET.LABEL_NOISE", 0.3))
 
 
 def test_a_damaged_file_is_refused(base, full, tmp_path):
@@ -347,14 +368,18 @@ def test_a_method_that_asks_for_more_than_it_says_is_one_line(base, full, monkey
 
 
 def test_the_tool_fills_goes_on_and_says_how_to_use_it(base, tmp_path, capsys, monkeypatch):
-    small = ("DATASET.SUBSET", "10", "DISTILLER.TEACHER_FAULT", "permute", "LOG.PREFIX", tmp_path)
+    small = ("DATASET.SUBSET", "10", "DISTILLER.TEACHER_FAULT", "random", "LOG.PREFIX", tmp_path)
     arguments = ["--cfg", str(ROOT / "configs/digits/kd.yaml"), *base, *map(str, small)]
+    arguments += ["--parts", "logits"]
     cache_teacher.main([*arguments, "--dtype", "fp16", "--shard", "0/2"])
-    assert "2 blocks are left to other processes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    # Of all images, whatever is chosen.
+    assert "resnet8's logits of 81 variants of 20 images of digits, fp16" in printed
+    assert "3 blocks are left to other processes" in printed
     cache_teacher.main([*arguments, "--dtype", "fp16", "--verify"])
     printed = capsys.readouterr().out
     (path,) = (tmp_path / "teacher_caches").glob("digits-resnet8-*-fp16.cache")
-    assert "2 of 2 missing blocks" in printed and "4 blocks are as they were written" in printed
+    assert "3 of 3 missing blocks" in printed and "7 blocks are as they were written" in printed
     assert f"train with DISTILLER.TEACHER_CACHE {path}" in printed
     run_training(config(base, *small, "DISTILLER.TEACHER_CACHE", path, "EXPERIMENT.NAME", "half"))
     run_training(config(base, *small, "EXPERIMENT.NAME", "plain"))
@@ -363,13 +388,18 @@ def test_the_tool_fills_goes_on_and_says_how_to_use_it(base, tmp_path, capsys, m
         lines = next(tmp_path.rglob(f"{name}/metrics.jsonl")).read_text().splitlines()
         losses.append([json.loads(line)["train_loss"] for line in lines])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    with pytest.raises(SystemExit) as end:  # of another seed, so of other classes
+    with pytest.raises(DataError, match="lacks the teacher's pooled_feat, which RKD needs"):
+        build_trainer(
+            config(base, *small, "DISTILLER.TEACHER_CACHE", path, "DISTILLER.TYPE", "RKD")
+        )
+    with pytest.raises(SystemExit) as end:  # of another seed, so of other weights
         cache_teacher.main([*arguments, "EXPERIMENT.SEED", "1", "--out", str(path)])
     assert end.value.code == 1
     assert "of another teacher" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        cache_teacher.main([*arguments, "--shard", "2/2"])
-    assert end.value.code == 2
+    for wrong in (("--shard", "2/2"), ("--parts", "pooled_feat"), ("--parts", "logits,odd")):
+        with pytest.raises(SystemExit) as end:
+            cache_teacher.main([*arguments, *wrong])
+        assert end.value.code == 2
     # A disk without room is one line, and leaves nothing behind.
     monkeypatch.setattr(cache_file.os, "posix_fallocate", _no_room)
     with pytest.raises(SystemExit) as end:
@@ -384,19 +414,22 @@ def _no_room(*_):
 
 @pytest.mark.slow
 def test_several_processes_share_the_blocks(base, tmp_path, capsys):
-    cfg_file, small = str(ROOT / "configs/digits/demo/kd.yaml"), ("DATASET.SUBSET", "8")
-    arguments = ["--cfg", cfg_file, "LOG.PREFIX", str(tmp_path), *small]
-    arguments += ["DISTILLER.TEACHER_FAULT", "random", "SOLVER.DEVICE", "cpu"]
+    arguments = ["--cfg", str(ROOT / "configs/digits/kd.yaml"), "LOG.PREFIX", str(tmp_path)]
+    # Not digits, of which the other processes have others than this one.
+    images = write_digits(tmp_path / "images", 2, 1)
+    arguments += ["DATASET.TYPE", "image_folder", "DATASET.ROOT", str(images)]
+    arguments += ["DATASET.IMAGE_SIZE", "32", "DISTILLER.STUDENT", "convnet12"]
+    arguments += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_FAULT", "random"]
+    arguments += ["SOLVER.DEVICE", "cpu", "DATASET.SUBSET", "4"]
     one, two = tmp_path / "one", tmp_path / "two"
-    cache_teacher.main([*arguments, "--out", str(two), "--workers", "2"])
-    # In a process of its own, too, for this one has other digits.
-    cache_teacher.main([*arguments, "--out", str(one), "--workers", "1"])
-    assert CacheFile(two).missing == 0
+    cache_teacher.main([*arguments, "--out", str(two), "--workers", "2", "--parts", "logits"])
+    cache_teacher.main([*arguments, "--out", str(one), "--workers", "1", "--parts", "logits"])
+    assert CacheFile(two).missing == 0 and CacheFile(two).header.data["images"] == 6
     assert CacheFile(one).id == CacheFile(two).id
 
 
 def test_a_plan_keeps_answers_where_that_saves_passes(base, tmp_path, monkeypatch):
-    opts = (*base[2:-4], "DATASET.SUBSET", "8")
+    opts = tuple(base[2:-4])
     options = {"pairs": ("res20_res8",), "methods": ("KD",), "epochs": 25, "prefix": str(tmp_path)}
 
     def plan(trials, **more):
@@ -410,7 +443,7 @@ def test_a_plan_keeps_answers_where_that_saves_passes(base, tmp_path, monkeypatc
     jobs, (use,) = planned(plan(2))
     assert "4 runs of 25 epochs, 19 teacher passes saved of 100" in use.words
     assert {job.cfg.DISTILLER.TEACHER_CACHE for job in jobs} == {str(use.path)}
-    assert CacheFile(use.path).missing == 3
+    assert CacheFile(use.path).missing == 7
     # A process of two runs asks the teacher once for both.
     for fewer, fleet_size in ((plan(2, prefix=str(tmp_path / "b")), 2), (plan(1, prefix="b"), 1)):
         jobs_, (none,) = planned(fewer, fleet_size)

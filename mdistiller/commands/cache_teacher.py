@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.config import load_cfg
 from mdistiller.console import log, steady
-from mdistiller.engine.caching.answers import Source, source_of
+from mdistiller.engine.caching.answers import PARTS, Source, source_of
 from mdistiller.engine.caching.file import DTYPES, CacheFile, open_or_create
 from mdistiller.engine.check import check_config
 from mdistiller.engine.runtime.memory import keep_freed_memory
@@ -29,12 +29,14 @@ DESCRIPTION = """Keep a teacher's answers to the training images in all crops an
 A frozen teacher's answer depends on the image, its shift and its flip alone: on CIFAR-100 that
 are 162 variants of each image, so after 162 passes over the training set the teacher need never
 run again. DISTILLER.TEACHER_CACHE FILE makes KD, DKD, RKD, PKT, CRD and the other methods that
-compare logits or pooled features read the file. What was computed is kept when this tool is
-stopped; the same command goes on, and several at the same time share the work."""
+compare logits or pooled features read the file. It is always of the whole training set, whatever
+DATASET.SUBSET and HOLDOUT say, and so serves every choice of images. What was computed is kept
+when this tool is stopped; the same command goes on, and several at the same time share the work."""
 
 EXAMPLES = """examples:
   python tools/cache_teacher.py --cfg configs/digits/kd.yaml
   python tools/cache_teacher.py --cfg configs/cifar100/kd.yaml --dtype fp16 --workers 8
+  python tools/cache_teacher.py --cfg configs/glyphs/kd.yaml --parts logits
   python tools/cache_teacher.py --cfg configs/cifar100/kd.yaml --shard 0/4   # and 1/4, 2/4, 3/4
   python tools/cache_teacher.py --cfg configs/cifar100/kd.yaml --ray auto --workers 16
   python tools/train.py --cfg configs/digits/kd.yaml DISTILLER.TEACHER_CACHE FILE
@@ -60,6 +62,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="(default: below LOG.PREFIX, named by what it holds)",
     )
     add("--dtype", choices=DTYPES, default="fp32", help="of the numbers kept (default fp32)")
+    add(
+        "--parts",
+        type=_parts,
+        metavar="NAME,...",
+        help=f"of {', '.join(PARTS)} (default: the first two, and what the method reads)",
+    )
     add("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     add("--shard", metavar="I/N", help="compute every N-th block from the I-th (0 to N - 1) only")
     add("--ray", metavar="ADDRESS", help="run the processes on a Ray cluster that shares folders")
@@ -80,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     # A file that is about to be made need not be there.
     cfg.put("DISTILLER.TEACHER_CACHE", "")
     check_config(cfg)
-    source = source_of(cfg, args.dtype)
+    source = source_of(cfg, args.dtype, args.parts)
     path = args.out or Path(cfg.LOG.PREFIX) / "teacher_caches" / _name(source)
     file = open_or_create(path, source.header)
     if args.child:
@@ -149,6 +157,16 @@ def _shard(args: argparse.Namespace) -> tuple[int, int] | None:
     return int(number), int(count)
 
 
+def _parts(text: str) -> list[str]:
+    names = text.split(",")
+    if "logits" not in names or not set(names) <= set(PARTS):
+        raise argparse.ArgumentTypeError(
+            f"must be names of {', '.join(PARTS)} with commas in between, logits among them, not "
+            f"{text!r}"
+        )
+    return names
+
+
 def _name(source: Source) -> str:
     header = source.header
     name = f"{header.data['type']}-{header.teacher['name']}-{header.digest}-{header.dtype}"
@@ -164,7 +182,9 @@ def _end_without(parent: int) -> None:
 def _spread(args: argparse.Namespace, path: Path, done) -> None:
     """Compute in several processes, which share the blocks among themselves."""
     command = ["-m", "mdistiller.commands.cache_teacher", "--cfg", args.cfg, "--out", str(path)]
-    command += ["--dtype", args.dtype, "--child", PARENT, *args.opts]
+    command += ["--dtype", args.dtype, "--child", PARENT]
+    command += ["--parts", ",".join(args.parts)] if args.parts else []
+    command += args.opts
     if args.ray:
         codes = run_on_ray([command] * args.workers, args.ray, path.with_name(path.name + ".log"))
     else:

@@ -32,6 +32,9 @@ class ImageArray(Dataset):
         num_classes: the labels lie in 0..num_classes - 1.
         padding: width of a black border around each image, for crops.
 
+    Attributes:
+        whole: the set that these images were taken from (:meth:`take`), or this one.
+
     Raises:
         DataError: no images, labels out of range, or shapes and types other than these.
     """
@@ -48,6 +51,15 @@ class ImageArray(Dataset):
         self.num_classes = num_classes
         self.padding = padding
         self._images = images
+        self._taken: tuple[ImageArray, Tensor] | None = None
+
+    @property
+    def whole(self) -> ImageArray:
+        return self if self._taken is None else self._taken[0]
+
+    def in_whole(self, index: Tensor) -> Tensor:
+        """Where the images at ``index`` [M] of this set are in :attr:`whole`, int64 [M]."""
+        return index if self._taken is None else self._taken[1][index]
 
     @cached_property
     def padded(self) -> Tensor:
@@ -79,7 +91,9 @@ class ImageArray(Dataset):
             padding: None stands for this set's.
         """
         padding = self.padding if padding is None else padding
-        return ImageArray(self._images[index], self.targets[index], self.num_classes, padding)
+        found = ImageArray(self._images[index], self.targets[index], self.num_classes, padding)
+        found._taken = self.whole, self.in_whole(index)
+        return found
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -215,10 +229,25 @@ class ArrayLoader(Loader):
         """How many crops and flips of an image there are."""
         return (2 * self.dataset.padding + 1) ** 2 * (2 if self.recipe.flip else 1)
 
-    def _variant(self, epoch: int, order: Tensor) -> Tensor:
+    def _shown(self, epoch: int, order: Tensor) -> tuple[Tensor, Tensor]:
         down, right, flip = self._shifts(epoch, order)
         shift = down * (2 * self.dataset.padding + 1) + right
-        return shift * 2 + flip if self.recipe.flip else shift
+        variant = shift * 2 + flip if self.recipe.flip else shift
+        return self.dataset.in_whole(order), variant
+
+    def of_whole(self) -> ArrayLoader:
+        """A loader of the set that this one's images were taken from, prepared in the same way."""
+        whole = self.dataset.whole
+        if whole is self.dataset:
+            return self
+        return ArrayLoader(
+            whole,
+            self.batch_size,
+            recipe=self.recipe,
+            device=self.device,
+            train=self.train,
+            seed=self.seed,
+        )
 
     def views(self, index: Tensor, variant: Tensor) -> Tensor:
         """The images ``index`` [B] in the crops and flips ``variant`` [B]: [B, 3, H, W] float32.

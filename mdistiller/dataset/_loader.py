@@ -29,7 +29,7 @@ class Labelled(Protocol):
 
 
 class Answers(Protocol):
-    """A teacher's answers to every variant of every image of a data set."""
+    """A teacher's answers to every variant of every image of a whole data set."""
 
     def rows(self, index: Tensor, variant: Tensor) -> Tensor: ...
 
@@ -192,7 +192,7 @@ class Loader(ABC):
     def _run(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, ...]]:
         order = self._order(epoch)
         batches = self._batches(epoch, order, start_batch)
-        variant = None if self.answers is None else self._variant(epoch, order)
+        shown = None if self.answers is None else self._shown(epoch, order)
         for number, (image, target, index, *strong) in enumerate(batches, start_batch):
             if not self.train:
                 yield image, target
@@ -206,16 +206,18 @@ class Loader(ABC):
             if self._sampler is not None:
                 drawn = self._sampler.sample(own, self.seed, self.name, epoch, "contrast", number)
                 drawn = drawn.to(index.device)
-            if self.answers is not None and variant is not None:
-                answers = _moved(self.answers.rows(own, variant[rows]), index.device)
+            if self.answers is not None and shown is not None:
+                image_of_whole, variant = (x[rows] for x in shown)
+                answers = _moved(self.answers.rows(image_of_whole, variant), index.device)
             beside = [drawn, strong[0] if strong else None, answers]
             while beside and beside[-1] is None:
                 beside.pop()
             nothing = index.new_empty(len(index), 0)
             yield image, target, index, *(nothing if x is None else x for x in beside)
 
-    def _variant(self, epoch: int, order: Tensor) -> Tensor:
-        """The number [N] of the crop and flip of each image of ``order``, on the CPU."""
+    def _shown(self, epoch: int, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each image of ``order`` [N], on the CPU: its place in the whole set, from which the
+        images of this loader may have been chosen, and the number of its crop and flip."""
         raise ConfigError(f"{type(self).__name__} does not know its images' variants")
 
     def _order(self, epoch: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,18 @@ def permute_classes(network: nn.Module, order: Tensor) -> None:
         )
     for values in layers[-1].parameters():
         values.copy_(values[order.to(values.device)])
+
+
+def before_permuting(cfg: Config, teacher: nn.Module) -> tuple[nn.Module, Tensor | None]:
+    """What ``teacher`` was before DISTILLER.TEACHER_FAULT permute, and the order [C] that this
+    gave its logits; ``teacher`` itself and None where it has another fault or none."""
+    if cfg.DISTILLER.TEACHER_FAULT != "permute":
+        return teacher, None
+    found = deepcopy(teacher)
+    *_, last = (m for m in found.modules() if isinstance(m, nn.Linear))
+    order = derangement(last.out_features, cfg.EXPERIMENT.SEED)
+    permute_classes(found, order.argsort())
+    return found, order
 
 
 # ---- looking at it ---------------------------------------------------------------------------

@@ -16,17 +16,17 @@ from mdistiller.engine.caching.answers import KEY, LAST_MAP, array_loader, sourc
 from mdistiller.engine.caching.file import CacheFile, open_or_create
 from mdistiller.errors import ConfigError, DataError
 
+from .estimate import trained_share
 from .job import Job
 
 FOLDER = "teacher_caches"
 
-# What decides on a file, beside the last map; the seed where the teacher is made of it.
+# What decides on a file, beside the last map; the seed where the teacher's weights are made of it.
 _DECIDES = (
-    *("DATASET.TYPE", "DATASET.SUBSET", "DATASET.SUBSET_SEED", "DATASET.HOLDOUT"),
-    *("DATASET.TRAIN_ON_HOLDOUT", "DISTILLER.TEACHER", "DISTILLER.TEACHER_CKPT"),
-    *("DATASET.IMAGE_SIZE", "DISTILLER.TEACHER_MEAN", "DISTILLER.TEACHER_STD"),
+    *("DATASET.TYPE", "DATASET.IMAGE_SIZE", "DISTILLER.TEACHER", "DISTILLER.TEACHER_CKPT"),
+    *("DISTILLER.TEACHER_MEAN", "DISTILLER.TEACHER_STD"),
     *("DISTILLER.TEACHER_SIZE", "DISTILLER.FEATURES.TEACHER"),
-    *("DISTILLER.TEACHER_FAULT", "SOLVER.AMP", "SOLVER.FOLD_TEACHER", "SOLVER.CHANNELS_LAST"),
+    *("SOLVER.AMP", "SOLVER.FOLD_TEACHER", "SOLVER.CHANNELS_LAST"),
 )
 
 
@@ -39,7 +39,7 @@ class Use:
         cfg: of the first of the runs.
         runs: how many.
         epochs: the most that one of them has left.
-        passes: of the teacher over the training images, without the file.
+        passes: of the teacher over the whole training set, without the file.
         cost: passes that making the file takes, or what is left of it.
     """
 
@@ -47,7 +47,7 @@ class Use:
     cfg: Any
     runs: int
     epochs: int
-    passes: int
+    passes: float
     cost: float
 
     @property
@@ -61,9 +61,9 @@ class Use:
         begin = f"teacher cache of {teacher}: {self.runs} runs of {self.epochs} epochs"
         if self.pays:
             saved = round(self.passes - self.cost)
-            return f"{begin}, {saved} teacher passes saved of {self.passes} ({self.path})"
+            return f"{begin}, {saved} teacher passes saved of {self.passes:.0f} ({self.path})"
         return (
-            f"{begin}, none: they show it the images {self.passes} times, and making it takes "
+            f"{begin}, none: they show it the images {self.passes:.0f} times, and making it takes "
             f"{self.cost:.0f} passes"
         )
 
@@ -123,7 +123,7 @@ class Caches:
         settings = {key: leaves[key] for key in _DECIDES}
         settings["map"] = LAST_MAP in distiller_dict[name].reads_cache
         settings["dtype"] = self._dtype
-        if cfg.DISTILLER.TEACHER_FAULT != "none":
+        if cfg.DISTILLER.TEACHER_FAULT == "random":
             settings["seed"] = cfg.EXPERIMENT.SEED
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         return self._folder / f"{cfg.DATASET.TYPE}-{cfg.DISTILLER.TEACHER}-{digest}.cache"
@@ -139,10 +139,11 @@ class Caches:
         return self._variants[name]
 
     def _use(self, path: Path, members: list[tuple[int, Job]], fleet_size: int) -> Use:
-        by_group: dict[int, list[int]] = {}
+        by_group: dict[int, list[float]] = {}
         for group, job in members:
-            by_group.setdefault(group, []).append(job.cfg.SOLVER.EPOCHS)
-        passes = 0
+            seen = trained_share(job.cfg) * job.cfg.SOLVER.EPOCHS
+            by_group.setdefault(group, []).append(seen)
+        passes = 0.0
         for epochs in by_group.values():
             # A process shows an image to the teacher once for all of its runs.
             processes = -(-len(epochs) // (fleet_size or len(epochs)))
@@ -156,7 +157,7 @@ class Caches:
             path=path,
             cfg=cfg,
             runs=len(members),
-            epochs=max(max(epochs) for epochs in by_group.values()),
+            epochs=max(job.cfg.SOLVER.EPOCHS for _, job in members),
             passes=passes,
             cost=cost * self._variants_of(cfg),
         )

@@ -47,10 +47,19 @@ def images_of(cfg: Config) -> tuple[int, int]:
     """How many images an epoch trains on and validates on."""
     tested = DATA.get(cfg.DATASET.TYPE, _UNKNOWN_DATA)[1]
     data = cfg.DATASET
-    trained = data.SUBSET or DATA.get(data.TYPE, _UNKNOWN_DATA)[0] - data.HOLDOUT
+    trained = data.SUBSET or _whole(cfg) - data.HOLDOUT
     if data.TRAIN_ON_HOLDOUT:
         trained += data.HOLDOUT
     return trained, data.HOLDOUT if validates_on_heldout(cfg) else tested
+
+
+def trained_share(cfg: Config) -> float:
+    """The part of the training set that an epoch trains on."""
+    return images_of(cfg)[0] / _whole(cfg)
+
+
+def _whole(cfg: Config) -> int:
+    return DATA.get(cfg.DATASET.TYPE, _UNKNOWN_DATA)[0]
 
 
 class Estimate:
@@ -85,8 +94,8 @@ class Estimate:
         return cfg.SOLVER.EPOCHS * step
 
     def pass_seconds(self, cfg: Config) -> float:
-        """Of the teacher over the training images."""
-        return images_of(cfg)[0] * self._teacher_seconds(cfg)
+        """Of the teacher over the whole training set."""
+        return _whole(cfg) * self._teacher_seconds(cfg)
 
     def disk(self, cfg: Config) -> int:
         """Bytes of a run's checkpoints: the latest, the best and the periodic ones.

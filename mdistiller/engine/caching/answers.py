@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,13 +17,16 @@ from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
 from mdistiller.engine.rundir.resume import weights_hash
 from mdistiller.engine.runtime.precision import FrozenTeacher, memory_format, uses_bf16
-from mdistiller.engine.teacher import build_teacher
+from mdistiller.engine.teacher import before_permuting, build_teacher
 from mdistiller.errors import ConfigError, DataError
 
 from .file import BLOCK, CacheFile, Header, differences, open_or_create
 
 KEY = "DISTILLER.TEACHER_CACHE"
 LAST_MAP = "last_map"
+
+# What a file can keep of an answer, in this order.
+PARTS = ("logits", "pooled_feat", LAST_MAP)
 
 # How long to wait before looking again for blocks that other processes have left undone.
 _WAIT_SECONDS = 0.5
@@ -65,20 +68,24 @@ def array_loader(cfg: Config, loader: Loader) -> ArrayLoader:
 
 
 def bound_to(cfg: Config, teacher: nn.Module, loader: ArrayLoader) -> dict[str, Any]:
-    """What a file of answers must be of, to serve this teacher on these images."""
-    recipe, node = loader.recipe, cfg.DISTILLER
+    """What a file of answers must be of, to serve this teacher on these images.
+
+    It is of the whole set, so that one file serves every choice of them, and of the teacher before
+    its logits were permuted, so that one serves every order.
+    """
+    recipe, node, whole = loader.recipe, cfg.DISTILLER, loader.dataset.whole
     return {
         "teacher": {
             "name": cfg.DISTILLER.TEACHER,
-            "sha256": weights_hash(teacher),
+            "sha256": weights_hash(before_permuting(cfg, teacher)[0]),
             # Of a network of others, whose state does not hold them.
             "input": [*node.TEACHER_MEAN, *node.TEACHER_STD, node.TEACHER_SIZE],
             "features": list(node.FEATURES.TEACHER),
         },
         "data": {
             "type": cfg.DATASET.TYPE,
-            "images": len(loader.dataset),
-            "sha256": loader.dataset.sha256,
+            "images": len(whole),
+            "sha256": whole.sha256,
         },
         "recipe": {
             "padding": loader.dataset.padding,
@@ -97,25 +104,39 @@ class Source:
     """Computes a teacher's answers, block by block, always in batches of the same size.
 
     Args:
-        cfg: SOLVER says how the teacher is run, DISTILLER.TYPE whether its last map is kept.
-        teacher: with its fault, if the study wants one.
-        loader: of the training images.
+        cfg: SOLVER says how the teacher is run.
+        teacher: with its fault, if the study wants one; a permutation of its logits is undone.
+        loader: of the training images; whatever it leaves out of their set is answered, too.
         dtype: "fp32" or "fp16".
+        parts: what to keep, of :data:`PARTS`; None for logits, pooled features, if the teacher
+            has them, and whatever else DISTILLER.TYPE reads.
+
+    Raises:
+        ConfigError: the teacher has no such part.
     """
 
     def __init__(
-        self, cfg: Config, teacher: nn.Module, loader: ArrayLoader, dtype: str = "fp32"
+        self,
+        cfg: Config,
+        teacher: nn.Module,
+        loader: ArrayLoader,
+        dtype: str = "fp32",
+        parts: Sequence[str] | None = None,
     ) -> None:
         solver, self._device = cfg.SOLVER, resolve_device(cfg.SOLVER.DEVICE)
-        self._loader, self._layout = loader, memory_format(cfg, self._device)
-        network: Any = teacher.to(self._device).eval()
+        self._loader, self._layout = loader.of_whole(), memory_format(cfg, self._device)
+        sound, _ = before_permuting(cfg, teacher)
+        network: Any = sound.to(self._device).eval()
         network = network.to(memory_format=self._layout)
         bf16 = uses_bf16(solver.AMP, self._device)
         run = FrozenTeacher(network, fold=solver.FOLD_TEACHER, bf16=bf16)
         self._run: Callable[[Tensor], tuple[Tensor, Mapping[str, Any]]] = run
-        self._wants_map = LAST_MAP in distiller_dict[cfg.DISTILLER.TYPE].reads_cache
+        reads = distiller_dict[cfg.DISTILLER.TYPE].reads_cache
+        self._parts = parts or {*PARTS[:2], *reads}
         one = torch.zeros(1, dtype=torch.int64)
-        parts = {name: list(x.shape[1:]) for name, x in self._ask(one, one).items()}
+        shapes = {name: list(x.shape[1:]) for name, x in self._ask(one, one).items()}
+        if lacking := ", ".join(set(parts or ()) - shapes.keys()):
+            raise ConfigError(f"{cfg.DISTILLER.TEACHER} has no {lacking} that could be kept")
         way = {
             "fold": bool(solver.FOLD_TEACHER),
             "bf16": bf16,
@@ -123,16 +144,16 @@ class Source:
             "device": self._device.type,
         }
         bound = bound_to(cfg, teacher, loader)
-        self.header = Header(**bound, parts=parts, dtype=dtype, way=way)
+        self.header = Header(**bound, parts=shapes, dtype=dtype, way=way)
 
     def _ask(self, index: Tensor, variant: Tensor) -> dict[str, Tensor]:
         image = self._loader.views(index, variant)
         logits, features = self._run(image.contiguous(memory_format=_shown(self._layout)))
         found = {"logits": logits}
         # A network of others need not have them.
-        if "pooled_feat" in features:
+        if "pooled_feat" in self._parts and "pooled_feat" in features:
             found["pooled_feat"] = features["pooled_feat"]
-        if self._wants_map and "feats" in features:
+        if LAST_MAP in self._parts and "feats" in features:
             found[LAST_MAP] = features["feats"][-1]
         return found
 
@@ -178,8 +199,11 @@ def _shown(layout: torch.memory_format) -> torch.memory_format:
     return torch.contiguous_format if layout is torch.preserve_format else layout
 
 
-def source_of(cfg: Config, dtype: str = "fp32") -> Source:
+def source_of(cfg: Config, dtype: str = "fp32", parts: Sequence[str] | None = None) -> Source:
     """The :class:`Source` of a configuration's teacher and training images.
+
+    Args:
+        dtype, parts: as there.
 
     Raises:
         ConfigError: the run has no teacher, or its images too many variants.
@@ -188,7 +212,7 @@ def source_of(cfg: Config, dtype: str = "fp32") -> Source:
         raise ConfigError("DISTILLER.TYPE NONE has no teacher; give the configuration of a method")
     loader, _, _, num_classes = get_dataset(cfg)
     loader = array_loader(cfg, loader)
-    return Source(cfg, build_teacher(cfg, num_classes, loader), loader, dtype)
+    return Source(cfg, build_teacher(cfg, num_classes, loader), loader, dtype, parts)
 
 
 def complete(cfg: Config) -> None:
@@ -200,11 +224,11 @@ def complete(cfg: Config) -> None:
     if not path.exists():
         return  # said where it is to be read
     file = CacheFile(path)
-    dtype, missing = file.header.dtype, file.missing
+    dtype, parts, missing = file.header.dtype, tuple(file.header.parts), file.missing
     file.close()
     if missing:
         log(f"{path}: {missing} blocks of the teacher's answers are to be computed first")
-        source = source_of(cfg, dtype)
+        source = source_of(cfg, dtype, parts)
         with_file = open_or_create(path, source.header)
         try:
             source.fill(with_file)
@@ -242,16 +266,19 @@ class FileRecall:
 
     Args:
         file: complete, and of this teacher and these images.
+        order: of the logits, [C] on the device of the rows; None for the file's.
     """
 
-    def __init__(self, file: CacheFile) -> None:
-        self._file = file
+    def __init__(self, file: CacheFile, order: Tensor | None = None) -> None:
+        self._file, self._order = file, order
         self.id = file.id
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Mapping[str, Any]]:
         """(logits [B, C], features) of rows [B, width] of the file."""
         answers = self._file.split(rows)
         logits = answers.pop("logits")
+        if self._order is not None:
+            logits = logits.index_select(1, self._order)
         features = _Features(answers)
         if LAST_MAP in answers:
             features["feats"] = _LastOnly([features.pop(LAST_MAP)])
@@ -288,5 +315,8 @@ def attach_cache(cfg: Config, distiller: Distiller, train_loader: Loader) -> Non
             f"{KEY} {path} is not complete: {missing} of {have.blocks} blocks are missing; "
             f"python tools/cache_teacher.py --cfg ... --out {path} goes on with it"
         )
-    distiller.recall = FileRecall(file)
+    _, order = before_permuting(cfg, teacher)
+    if order is not None:
+        order = order.to(resolve_device(cfg.SOLVER.DEVICE))
+    distiller.recall = FileRecall(file, order)
     loader.answers = file

@@ -52,9 +52,10 @@ class Header:
     """What a file of answers is bound to.
 
     Attributes:
-        teacher: name, ``sha256`` of the weights (DISTILLER.TEACHER_FAULT included), and what
-            else decides on its answers.
-        data: ``type`` of the data set, ``images``, and ``sha256`` of their pixels.
+        teacher: name, ``sha256`` of the weights (random ones, if DISTILLER.TEACHER_FAULT says so,
+            but not permuted), and what else decides on its answers.
+        data: ``type`` of the data set, how many ``images`` there are to train on before any are
+            chosen or held out, and ``sha256`` of their pixels.
         recipe: ``padding``, ``flip``, ``mean`` and ``std``: what a variant is.
         variants: of an image, shifts times flips.
         parts: the shape, for one image, of each answer that is kept.
