@@ -27,7 +27,7 @@ from mdistiller.engine.cfg import CFG, load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.engine.rundir.result import device_name, source_commit  # noqa: E402
-from mdistiller.engine.runtime.memory import keep_freed_memory  # noqa: E402
+from mdistiller.engine.runtime.host import keep_freed_memory  # noqa: E402
 from mdistiller.listing import count_macs  # noqa: E402
 
 CLASSES, SIZE = 100, 32

@@ -31,7 +31,7 @@ from mdistiller.engine.cfg import load_cfg  # noqa: E402
 from mdistiller.engine.check import check_config  # noqa: E402
 from mdistiller.engine.run import assemble_distiller  # noqa: E402
 from mdistiller.engine.rundir.result import device_name  # noqa: E402
-from mdistiller.engine.runtime.memory import keep_freed_memory  # noqa: E402
+from mdistiller.engine.runtime.host import keep_freed_memory  # noqa: E402
 from mdistiller.experiments.estimate import DATA, images_of  # noqa: E402
 
 

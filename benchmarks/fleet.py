@@ -34,7 +34,7 @@ from mdistiller.dataset import build_model
 from mdistiller.device import resolve_device
 from mdistiller.engine.cfg import experiment_name
 from mdistiller.engine.run import run_training
-from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.engine.runtime.host import keep_freed_memory
 from mdistiller.experiments.fleet.fleet import Fleet, Member
 
 METHODS = ("KD", "RKD", "AT", "KDSVD", "PKT")

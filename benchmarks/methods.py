@@ -44,7 +44,7 @@ from mdistiller.distillers import distiller_dict
 from mdistiller.distillers._common import probe
 from mdistiller.engine import trainer_dict
 from mdistiller.engine.run import assemble_distiller
-from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.engine.runtime.host import keep_freed_memory
 
 IMAGES = 2048
 # Options without which a method has no second loss, and forms that cost otherwise.

@@ -37,7 +37,7 @@ from _variants import ORIGINAL, OWN_PROCESS, RECREATION, VARIANTS, build
 
 from mdistiller.cli import exit_on_error
 from mdistiller.device import resolve_device
-from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.engine.runtime.host import keep_freed_memory
 from mdistiller.errors import MdistillerError
 from mdistiller.weighting import CrossBatchWeighting
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -54,3 +57,48 @@ def processor() -> dict[str, str]:
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     name = next(models, "") or platform.processor() or platform.machine()
     return {"cpu": name, "instructions": torch.backends.cpu.get_cpu_capability()}
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Processors that this process may use, at least 1.
+
+    Those it is bound to, but no more than a container's quota of their time: there PyTorch, which
+    sees the machine, would start threads that wait for each other.
+
+    Args:
+        cgroups: where Linux shows control groups, of version 1 or 2.
+        own: the file that says in which ones this process is.
+    """
+    bound = getattr(os, "sched_getaffinity", None)
+    cores = len(bound(0)) if bound else os.cpu_count() or 1
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return cores
+    quotas = [math.ceil(quota) for line in lines for quota in _quotas(cgroups, line)]
+    return max(1, min([cores, *quotas]))
+
+
+def _quotas(cgroups: Path, line: str) -> Iterator[float]:
+    """Quotas of a line "number:controllers:/path", and of the groups above, in processors."""
+    _, controllers, path = line.split(":", 2)
+    if controllers and "cpu" not in controllers.split(","):
+        return
+    root = cgroups / controllers if controllers else cgroups
+    # Within a container the path may be that outside, and not be there.
+    for group in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+        try:
+            if controllers:
+                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                quota, period = ((group / name).read_text(encoding="ascii") for name in names)
+            else:
+                quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+            if int(quota) > 0:
+                yield int(quota) / int(period)
+        except (OSError, ValueError):
+            pass  # no quota here: no such file, "max", or a version without it
+        if group == root:
+            return

@@ -11,7 +11,7 @@ import torch
 
 import mdistiller
 
-from .device import processor, resolve_device
+from .device import processor, resolve_device, usable_cores
 
 _PACKAGES = (
     "torchvision",
@@ -42,7 +42,8 @@ def _facts() -> Iterator[tuple[str, str]]:
         yield name, _version(name)
     cpu = processor()
     yield "processor", f"{cpu['cpu']}, torch uses {cpu['instructions']}"
-    yield "cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    yield "cores", f"{usable_cores()} of {os.cpu_count()}, torch uses {threads} threads"
     yield "oneDNN", "on" if torch.backends.mkldnn.is_available() else "off"
     yield "bfloat16 on this processor", _bfloat16()
     yield "CUDA of torch", torch.version.cuda or "none"

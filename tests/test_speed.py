@@ -337,7 +337,7 @@ def test_compiled_teacher_is_the_same_function_for_every_batch_size():
 
 FAULTS = """
 import resource, sys, torch
-from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.engine.runtime.host import keep_freed_memory
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 def work():
     for _ in range(5):

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.config import load_cfg
 from mdistiller.console import log, steady
+from mdistiller.device import usable_cores
 from mdistiller.engine.caching.answers import PARTS, Source, source_of
 from mdistiller.engine.caching.file import DTYPES, CacheFile, open_or_create
 from mdistiller.engine.check import check_config
-from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.engine.runtime.host import use_host
 from mdistiller.engine.runtime.signals import end_on_signals
 from mdistiller.errors import ConfigError, DataError, MdistillerError
 from mdistiller.experiments.backends import PARENT, training_variables
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     shard = _shard(args)
     end_on_signals()
-    keep_freed_memory()
+    use_host()
     cfg = load_cfg(args.cfg, args.opts)
     # A file that is about to be made need not be there.
     cfg.put("DISTILLER.TEACHER_CACHE", "")
@@ -197,7 +198,7 @@ def _spread(args: argparse.Namespace, path: Path, done) -> None:
 
 
 def _run_here(commands: list[list[str]], path: Path, done) -> list[int]:
-    threads = max(1, (os.cpu_count() or 1) // len(commands))
+    threads = max(1, usable_cores() // len(commands))
     environment = {**os.environ, **training_variables(threads)}
     processes = [
         subprocess.Popen(

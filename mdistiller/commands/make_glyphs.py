@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from mdistiller.cli import ToolParser, exit_on_error
@@ -15,6 +14,7 @@ from mdistiller.dataset.glyphs.font_packages import (
     folder_packages,
     read_package_list,
 )
+from mdistiller.device import usable_cores
 from mdistiller.errors import ConfigError, DataError
 
 EXAMPLES = """examples:
@@ -74,7 +74,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
+        default=usable_cores(),
         help="processes that draw (default: one per processor)",
     )
     return parser.parse_args(argv)

@@ -22,7 +22,7 @@ from .caching.answers import attach_cache
 from .check import check_config
 from .runtime.determinism import name_nondeterministic, use_deterministic_algorithms
 from .runtime.distributed import joined_by_torchrun
-from .runtime.memory import keep_freed_memory
+from .runtime.host import use_host
 from .settle import settle_statistics
 from .teacher import Look, build_teacher, evaluate, log_teacher, look_at_teacher
 from .trainers.base import BaseTrainer
@@ -127,7 +127,7 @@ def run_training(cfg: Config, resume: bool = False, allow_changes: bool = False)
         cfg: as for :func:`build_trainer`.
         resume, allow_changes: as for :meth:`BaseTrainer.train`.
     """
-    keep_freed_memory()
+    use_host()
     with joined_by_torchrun(cfg.SOLVER.DEVICE) as world:
         show_cfg(cfg)
         with world.fail_together():

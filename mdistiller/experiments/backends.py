@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import mdistiller
+from mdistiller.device import usable_cores
 
 from .job import Job
 
@@ -115,7 +116,7 @@ def local_slots(workers: int | None, device: str, threads: int | None = None) ->
     """
     masks = _device_masks() if device in ("auto", "cuda") else []
     count = workers or len(masks) or 1
-    threads = threads or max(1, (os.cpu_count() or 1) // count)
+    threads = threads or max(1, usable_cores() // count)
     slots = []
     for number in range(count):
         mask = {"CUDA_VISIBLE_DEVICES": masks[number % len(masks)]} if masks else {}

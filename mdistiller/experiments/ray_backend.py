@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mdistiller.device import usable_cores
 from mdistiller.errors import MdistillerError
 
 from .backends import begin_logs, command, training_variables
@@ -185,7 +186,7 @@ def _refuse_unreachable(address: str) -> None:
 
 
 def _threads_each(workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // workers)
+    return max(1, usable_cores() // workers)
 
 
 def _make_task() -> Callable[..., int]:

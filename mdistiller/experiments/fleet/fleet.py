@@ -20,7 +20,7 @@ from mdistiller.dataset import contrastive_settings
 from mdistiller.engine.loop import Loop, Position
 from mdistiller.engine.run import SharedInputs, build_trainer, log_result
 from mdistiller.engine.runtime.determinism import name_nondeterministic
-from mdistiller.engine.runtime.memory import keep_freed_memory
+from mdistiller.engine.runtime.host import use_host
 from mdistiller.engine.runtime.signals import StopRequest
 from mdistiller.engine.trainers.base import BaseTrainer
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
@@ -124,7 +124,7 @@ class Fleet:
                 second SIGINT only those that had been saved by then).
         """
         self._ended = ended
-        keep_freed_memory()
+        use_host()
         with self._stop:
             try:
                 for run in self._running:

@@ -1,4 +1,4 @@
-"""The C allocator's settings for training on a CPU.
+"""How a process that trains uses the machine it is on: the C allocator, and threads.
 
 A step allocates the same hundred megabytes over and over. By default glibc gives them back to the
 kernel in between, which must then zero and map every page again, in pieces of 4 KiB.
@@ -10,12 +10,27 @@ import ctypes
 import os
 import platform
 
+import torch
+
+from mdistiller.device import usable_cores
+
 # From glibc's malloc.h. The largest threshold it accepts is 32 MiB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER_TRIM, _LARGEST_MMAP = 2**31 - 1, 32 * 2**20
 
 # Read by PyTorch at its first large allocation: ask the kernel for pages of 2 MiB.
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
+
+def use_host() -> None:
+    """Settle this process in before it trains; :func:`keep_freed_memory`, and threads.
+
+    PyTorch starts a thread for every core of the machine. Where a container or a batch system
+    allows fewer, it gets as many as that; OMP_NUM_THREADS in the environment wins over it.
+    """
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
 
 
 def keep_freed_memory() -> bool:
