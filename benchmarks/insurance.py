@@ -1,9 +1,9 @@
 """Trains the insurance study (docs/study-2.md): teachers, learning rates, then trial by trial.
 
-Every run is a folder of its own below --out, as tools/train.py leaves it; runs of a setting and
-trial share a process, a teacher and their batches. What is done is left alone and what was stopped
-goes on where it was, so that the same command continues the study; it stops at SIGINT or SIGTERM.
-With --stage record what is done is added to --records.
+Every run is a folder of its own below --out, as tools/train.py leaves it; runs of a trial share a
+process, and those with the same images and labels their teacher and batches. What is done is left
+alone and what was stopped goes on where it was, so that the same command continues the study; it
+stops at SIGINT or SIGTERM. With --stage record what is done is added to --records.
 
 example:
   python benchmarks/insurance.py glyphs --data data --out output/insurance --trials 3
@@ -139,19 +139,23 @@ class Study:
         run_training(cfg, resume=True)
 
     def train(self, runs: Sequence[Run]) -> None:
-        """Runs of one setting and trial, those side by side that can be.
+        """Runs of one trial, those side by side that can be; what fails is told and left.
 
         Raises:
             InterruptedRun: a signal came.
-            MdistillerError: runs failed; the others are trained.
         """
         plain = [r for r in runs if not r.arm.source]
         for wave in (plain, [r for r in runs if r.arm.source]):
             missing = [r for r in wave if self.result(r.name) is None]
-            if missing:
-                self.train_teacher(missing[0].teacher)
+            for teacher in dict.fromkeys(r.teacher for r in missing):
+                self.train_teacher(teacher)
             for fleet in _fleets((r, self.config(r)) for r in missing):
-                self._train_fleet(fleet)
+                try:
+                    self._train_fleet(fleet)
+                except InterruptedRun:
+                    raise
+                except MdistillerError as error:
+                    print(f"== {error}", flush=True)
 
     def _train_fleet(self, fleet: list[tuple[Run, Any]]) -> None:
         began = time.monotonic(), time.process_time()
@@ -244,13 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{'done' if run in done else '    '} {run.task} {run.name}")
         print(f"{len(done)} of {len(runs)} runs are done")
         return
-    for _, block in itertools.groupby(runs, lambda run: (run.trial, run.setting.key)):
-        try:
-            whole.train(list(block))
-        except InterruptedRun:
-            raise
-        except MdistillerError as error:
-            print(f"== {error}", flush=True)
+    for _, of_trial in itertools.groupby(runs, lambda run: run.trial):
+        whole.train(list(of_trial))
 
 
 if __name__ == "__main__":
