@@ -16,6 +16,8 @@ from .style import GREY, legend, line_style, row_styles, styled
 
 # Times the median reach of the panels, beyond which one has a scale of its own.
 _FAR = 4
+# Panels beside each other: more would be too small to read in a column of text.
+_ACROSS = 2
 # More rows than that have no panel each.
 _MANY = 10
 
@@ -52,15 +54,15 @@ def _draw_cell(axes: Axes, x: int, values: np.ndarray, label: str) -> None:
 def differences(results: Results, rule: str) -> Figure | None:
     """A panel per row with a baseline: each column's difference, and the mean of several below.
 
-    Of many rows a panel per column, and a line in it per row.
+    Of many rows, or one column, a panel per column, and a line in it per row.
     """
     found = compare(results, results.compared, rule)
     if not found:
         return None
-    if len(found) > _MANY:
+    if len(found) > _MANY or len(results.columns) == 1:
         return _differences_of_many(results, found)
     with styled():
-        across = min(len(found), 5)
+        across = min(len(found), _ACROSS)
         down = -(-len(found) // across)
         # Of one column the mean over columns is that column's.
         lines = len(results.columns) + (len(results.columns) > 1)
