@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,17 +37,30 @@ def run(
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """The outcome of ``python tools/TOOL.py ARGUMENTS``, without an input."""
+    call = (tool, [*map(str, arguments)])
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        call = (tool, [*map(str, arguments)], str(cwd), dict(env or os.environ), outputs)
-        process = CONTEXT.Process(target=_call, args=call)
-        process.start()
+        process = start(tool, *arguments, outputs=outputs, cwd=cwd, env=env)
         process.join(timeout)
         if process.is_alive():
             process.kill()
-            raise subprocess.TimeoutExpired(call[:2], timeout)
+            raise subprocess.TimeoutExpired(call, timeout)
         texts = [path.read_text() for path in outputs]
-    return subprocess.CompletedProcess(call[:2], process.exitcode, *texts)
+    return subprocess.CompletedProcess(call, process.exitcode, *texts)
+
+
+def start(
+    tool: str,
+    *arguments: object,
+    outputs: Sequence[str | Path],
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+) -> ForkServerProcess:
+    """The same while it runs; ``outputs`` are where its standard output and error go."""
+    call = (tool, [*map(str, arguments)], str(cwd), dict(env or os.environ), outputs)
+    process = CONTEXT.Process(target=_call, args=call)
+    process.start()
+    return process
 
 
 def as_started_anew() -> None:
@@ -59,7 +73,7 @@ def as_started_anew() -> None:
 
 
 def _call(
-    tool: str, arguments: list[str], cwd: str, env: dict[str, str], outputs: list[Path]
+    tool: str, arguments: list[str], cwd: str, env: dict[str, str], outputs: Sequence[str | Path]
 ) -> NoReturn:
     for target, path in ((0, os.devnull), *zip((1, 2), outputs, strict=True)):
         flags = os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND

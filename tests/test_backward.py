@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
+from multiprocessing.queues import SimpleQueue
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mdistiller.weighting import CrossBatchWeighting, cross_batch_backward, frozen_statistics
 from mdistiller.weighting.backward import NothingShared
+
+from .commands import CONTEXT
 
 READINGS = ("align", "orthogonal", "cone", "printed", "regression")
 
@@ -267,37 +270,43 @@ def test_bad_calls_say_what_is_wrong():
         cross_batch_backward([a.sum(), b.sum()], inputs=[a, b], weighting=apart)
 
 
-def _process(rank: int, port: int, wrapped: bool, out) -> None:
+def _process(rank: int, port: int, out: SimpleQueue) -> None:
+    """Put what a process of two finds with DistributedDataParallel and without it."""
     torch.set_num_threads(1)
     where = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
-    net = student(norm=False)
-    forward = DistributedDataParallel(net) if wrapped else net
     rows = slice(rank * 4, rank * 4 + 4)
     x, y, t, x2, y2 = (part[rows] for part in batches())
-    with forward.no_sync() if wrapped else frozen_statistics(net):
-        weights = cross_batch_backward(
-            losses(forward, x, y, t),
-            inputs=net.parameters(),
-            weighting=CrossBatchWeighting(),
-            reference=F.cross_entropy(forward(x2), y2),
-            process_group=dist.group.WORLD,
-        )
-    out[rank] = [weights.ce.item(), [g.tolist() for g in gradients(net)]]
+    for wrapped in (False, True):
+        net = student(norm=False)
+        forward = DistributedDataParallel(net) if wrapped else net
+        with forward.no_sync() if wrapped else frozen_statistics(net):
+            weights = cross_batch_backward(
+                losses(forward, x, y, t),
+                inputs=net.parameters(),
+                weighting=CrossBatchWeighting(),
+                reference=F.cross_entropy(forward(x2), y2),
+                process_group=dist.group.WORLD,
+            )
+        out.put((rank, wrapped, weights.ce.item(), [g.tolist() for g in gradients(net)]))
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_two_processes_equal_one(wrapped, unused_port):
-    with mp.Manager() as manager:
-        out = manager.dict()
-        mp.spawn(_process, (unused_port, wrapped, out), nprocs=2)
-        found = dict(out)
+def test_two_processes_equal_one(unused_port):
+    out = CONTEXT.SimpleQueue()
+    processes = [CONTEXT.Process(target=_process, args=(rank, unused_port, out)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        assert process.exitcode == 0
+    found = [out.get() for _ in range(4)]
+    assert {(rank, wrapped) for rank, wrapped, *_ in found} == set(product((0, 1), (False, True)))
     net = student(norm=False)
     weights = call(net, CrossBatchWeighting())
-    for rank in (0, 1):
-        assert found[rank][0] == pytest.approx(weights.ce.item(), rel=1e-10)
-        assert_equal([torch.tensor(g, dtype=torch.float64) for g in found[rank][1]], gradients(net))
+    for _, _, ce, rows in found:
+        assert ce == pytest.approx(weights.ce.item(), rel=1e-10)
+        assert_equal([torch.tensor(g, dtype=torch.float64) for g in rows], gradients(net))
 
 
 @pytest.fixture

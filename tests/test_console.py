@@ -14,6 +14,8 @@ import pytest
 from mdistiller.cli import exit_on_error
 from mdistiller.console import SteadyStream, log, shows_colours, steady_output
 
+from . import commands
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "tools/train.py")]
 SHORT = [
@@ -34,13 +36,27 @@ def shell(line: str, *arguments: str, **variables: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("line", [">/dev/full", ">&- 2>&- <&-"])
-def test_a_training_goes_on_without_an_output(line, tmp_path):
-    done = shell(line, *TRAIN, *SHORT, "LOG.PREFIX", str(tmp_path))
+def result_of(prefix: Path) -> Path:
+    """The folder of the run that ended below ``prefix``."""
+    (result,) = prefix.rglob("result.json")
+    return result.parent
+
+
+def test_a_training_goes_on_without_an_output(tmp_path):
+    """Closed from the very beginning of Python, which then has no streams at all."""
+    done = shell(">&- 2>&- <&-", *TRAIN, *SHORT, "LOG.PREFIX", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    (result,) = tmp_path.rglob("result.json")
     # Nothing that was printed has gone into a file which took a closed descriptor's number.
-    assert all(b"CONFIG:" not in f.read_bytes() for f in result.parent.iterdir() if f.is_file())
+    files = [f for f in result_of(tmp_path).iterdir() if f.is_file()]
+    assert all(b"CONFIG:" not in f.read_bytes() for f in files)
+
+
+def test_a_training_goes_on_when_its_output_is_full(tmp_path):
+    outputs = ("/dev/full", tmp_path / "stderr")
+    process = commands.start("train", *SHORT, "LOG.PREFIX", tmp_path, outputs=outputs)
+    process.join(120)
+    assert process.exitcode == 0, outputs[1].read_text()
+    assert result_of(tmp_path)
 
 
 def test_a_training_goes_on_when_its_terminal_is_gone(tmp_path):
@@ -54,14 +70,14 @@ def test_a_training_goes_on_when_its_terminal_is_gone(tmp_path):
         assert os.read(ours, 1)
         os.close(ours)
         assert process.wait(120) == 0
-    assert list(tmp_path.rglob("result.json"))
+    assert result_of(tmp_path)
 
 
 def test_a_tool_that_prints_ends_in_one_line():
-    done = shell(">/dev/full", *TRAIN, "--list")
+    """That its reader has gone: test_tools.py."""
+    done = shell(">/dev/full", sys.executable, str(ROOT / "tools/settings.py"))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "standard output: No space left on device" in done.stderr
-    assert shell("| true; exit ${PIPESTATUS[0]}", *TRAIN, "--help").returncode in (0, 141)
 
 
 def test_characters_that_the_encoding_lacks_are_replaced():

@@ -10,13 +10,14 @@ import signal
 import time
 import weakref
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import sklearn.datasets
 import torch
 
-from mdistiller.dataset import build_model, digits
+from mdistiller.dataset import digits, model_dict_for
 from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer
 from mdistiller.engine.cfg import experiment_name, load_cfg
@@ -30,8 +31,11 @@ from mdistiller.experiments.fleet.clock import MemberClock, SharedTime
 from mdistiller.experiments.fleet.fleet import Fleet, Member
 from mdistiller.experiments.fleet.sharing import SharedStream
 
+from .toys import SmallNet
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, VALIDATION, BATCH = 60, 20, 16
+STUDENT, TEACHER = "test_student", "test_teacher"
 STEPS = 3  # an epoch; its last batch is smaller
 
 CROSS = ("SOLVER.TRAINER", "crossbatch")
@@ -99,9 +103,13 @@ class Rude(KD):
         return super().forward_train(image, target, **kwargs)
 
 
+def _network(width: int, num_classes: int) -> SmallNet:
+    return SmallNet(width)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def small_world():
-    """Few digits, two distillers more, and a teacher that need not know anything."""
+    """Few digits, two distillers and two small networks more."""
     everything = sklearn.datasets.load_digits()
     few = {key: everything[key][:IMAGES] for key in ("images", "target")}
     with pytest.MonkeyPatch.context() as patch:
@@ -109,21 +117,25 @@ def small_world():
         patch.setattr(digits, "VAL_SIZE", VALIDATION)
         patch.setitem(distiller_dict, "TEST_DROPOUT", Dropout)
         patch.setitem(distiller_dict, "TEST_RUDE", Rude)
+        networks = model_dict_for("digits")
+        for name, width in ((STUDENT, 8), (TEACHER, 12)):
+            patch.setitem(networks, name, (partial(_network, width), None))
         yield
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
+    """It need not know anything."""
     torch.manual_seed(5)
-    path = tmp_path_factory.mktemp("teacher") / "resnet14"
-    torch.save({"model": build_model("digits", "resnet14", 10).state_dict()}, path)
+    path = tmp_path_factory.mktemp("teacher") / "weights"
+    torch.save({"model": SmallNet(12).state_dict()}, path)
     return path
 
 
 def options(prefix: Path, teacher: Path, name: str, *opts: object) -> tuple[str, ...]:
     return (
         *("LOG.PREFIX", str(prefix), "EXPERIMENT.PROJECT", "p", "SOLVER.BATCH_SIZE", str(BATCH)),
-        *("DISTILLER.STUDENT", "resnet8", "DISTILLER.TEACHER", "resnet14", "SOLVER.EPOCHS", "2"),
+        *("DISTILLER.STUDENT", STUDENT, "DISTILLER.TEACHER", TEACHER, "SOLVER.EPOCHS", "2"),
         *("DISTILLER.TEACHER_CKPT", str(teacher), "SOLVER.LR_DECAY_STAGES", "[1]"),
         *("SOLVER.DEVICE", "cpu", "LOG.TENSORBOARD_FREQ", "2", *map(str, opts)),
         *("EXPERIMENT.NAME", name.replace(", ", "-")),
@@ -408,7 +420,7 @@ def test_members_that_fail_leave_the_others_alone(tmp_path, teacher, solo, monke
         (("SOLVER.BATCH_SIZE", "8"), "SOLVER.BATCH_SIZE is 16 in p/KD and 8 in p/other"),
         (("EXPERIMENT.SEED", "3"), "EXPERIMENT.SEED"),
         (("DISTILLER.TEACHER", "resnet20"), "DISTILLER.TEACHER"),
-        (("DISTILLER.TYPE", "NONE"), "DISTILLER.TEACHER is 'resnet14' in p/KD and None"),
+        (("DISTILLER.TYPE", "NONE"), "DISTILLER.TEACHER is 'test_teacher' in p/KD and None"),
         (("DISTILLER.TYPE", "CRD"), "CRD.MODE"),
         (("SOLVER.AMP", "bf16"), "SOLVER.AMP"),
         (("DATASET.TEST.BATCH_SIZE", "7"), "DATASET.TEST.BATCH_SIZE"),
@@ -425,7 +437,7 @@ def test_members_that_cannot_share_are_refused(tmp_path, teacher, opts, key):
 
 @pytest.mark.parametrize("kind", ["CRD", "no teacher", "bf16"])
 def test_fleets_of_other_kinds(tmp_path, teacher, solo, kind):
-    crd = ("CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 8)
+    crd = ("CRD.FEAT.STUDENT_DIM", 8, "CRD.FEAT.TEACHER_DIM", 12, "CRD.NCE.K", 8)
     bf16 = ("SOLVER.AMP", "bf16")
     given = {
         "CRD": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -99,12 +100,25 @@ def run(code: str, *arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_what_is_to_be_copied_needs_nothing_else(tmp_path):
+def test_what_is_to_be_copied_needs_nothing_else(tmp_path, monkeypatch):
     package = tmp_path / "mdistiller"
     copy_into(package)
     (package / "__init__.py").touch()
-    code = "import mdistiller.weighting as w; print(w.__file__); w.CrossBatchWeighting()"
-    assert str(tmp_path) in run(code, cwd=tmp_path)
+
+    def ours() -> dict:
+        return {k: v for k, v in sys.modules.items() if k.partition(".")[0] == "mdistiller"}
+
+    before = ours()
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        for name in before:
+            del sys.modules[name]
+        importlib.import_module("mdistiller.weighting").CrossBatchWeighting()
+        assert all(Path(m.__file__).is_relative_to(tmp_path) for m in ours().values())
+    finally:
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 ORIGINAL = """
