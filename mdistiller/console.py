@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -33,6 +34,28 @@ def shows_colours(stream: IO[str] | SteadyStream) -> bool:
     """Whether ``stream`` is a terminal with colours that nobody has switched off (no-color.org)."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return wanted and stream.isatty()
+
+
+class Seldom:
+    """Says when a line is due in an output that is quiet, so that it is seen to be alive.
+
+    Silence for much longer makes the experiment runner end a process (``mdistiller.experiments``).
+    """
+
+    def __init__(self, seconds: float = 600.0) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now: something was printed."""
+        self._from = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether so many seconds have passed; then it is not due again before as many more."""
+        if time.monotonic() - self._from < self._seconds:
+            return False
+        self.restart()
+        return True
 
 
 class SteadyStream:

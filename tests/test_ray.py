@@ -5,19 +5,124 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mdistiller.errors import MdistillerError
-from mdistiller.experiments import RayBackend
+from mdistiller.experiments import Plan, RayBackend, ray_backend
+from mdistiller.experiments.watch import Watch, train
 
+from .study_runs import complete
+from .test_plan import request
 from .test_reproduce import TABLE, command, environment, start, wait_for
 
 PROC = Path("/proc")
+
+
+class FakeRay:
+    """A cluster that can be up or down, whose tasks end when they are told to."""
+
+    def __init__(self) -> None:
+        self.joined, self.given, self.ended = 0, [], {}
+        self.cloudpickle = SimpleNamespace(register_pickle_by_value=lambda module: None)
+        self.exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def init(self, **_) -> None:
+        self.joined += 1
+
+    def shutdown(self) -> None:
+        self.ended.clear()
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def get_runtime_context(self):
+        return SimpleNamespace(gcs_address=self.address)
+
+    def remote(self, **_):
+        def give(*arguments) -> str:
+            self.given.append(arguments)
+            return f"task {len(self.given)}"
+
+        return lambda function: SimpleNamespace(remote=give)
+
+    def wait(self, refs, **_):
+        return [ref for ref in refs if ref in self.ended], []
+
+    def get(self, ref):
+        return self.ended[ref]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray
+
+
+def listen(port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
+
+
+def test_what_a_cluster_had_goes_to_the_one_after_it_and_what_is_done_is_not_repeated(
+    tmp_path, fake, monkeypatch, capsys
+) -> None:
+    head = listen()
+    port = head.getsockname()[1]
+    fake.address = f"127.0.0.1:{port}"
+    jobs = list(Plan(request(tmp_path, trials=2)).jobs.values())
+    backend = RayBackend(fake.address)
+    for job in jobs[:3]:
+        backend.start((job,))
+    fake.ended["task 1"] = 0
+    assert backend.finished() == [(jobs[0], 0)]
+
+    head.close()
+    assert backend.finished() == [] and not backend.has_room()
+    assert "has ended; 2 tasks are started again as soon as it is back" in capsys.readouterr().out
+    assert backend.finished() == [] and fake.joined == 1
+    complete(jobs[1])  # it was, before its worker could say so
+    with listen(port):
+        assert backend.finished() == [(jobs[1], 0)]
+        assert len(fake.given) == 4 and fake.joined == 2 and backend.has_room()
+        assert str(jobs[2].log) in fake.given[-1][3]
+        fake.ended["task 4"] = 0
+        assert backend.finished() == [(jobs[2], 0)]
+        backend.start((jobs[3],))
+    monkeypatch.setattr(ray_backend, "WAIT_MINUTES", 0.0)
+    backend.finished()
+    with pytest.raises(MdistillerError, match="give the same command again"):
+        backend.finished()
+    backend.stop()
+
+
+def test_a_process_that_hangs_is_killed_and_one_that_writes_is_not(tmp_path, monkeypatch) -> None:
+    log, folder = tmp_path / "log", tmp_path / "run"
+    folder.mkdir()
+    silent = "import time; time.sleep(60)"
+    loud = "import time, sys\nfor n in range(8): time.sleep(0.1); print(n, flush=True)"
+    began = time.monotonic()
+    monkeypatch.chdir(tmp_path)
+    for words, code in ((silent, -9), (loud, 0)):
+        command = ["-S", "-c", words]
+        assert train(str(tmp_path), command, {}, [str(log), str(folder)], 0.4 / 60) == code
+    assert time.monotonic() - began < 30
+    first, *rest = log.read_text().splitlines()
+    assert first.startswith("error: no sign of life for") and rest == list("01234567")
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-c", silent], stdout=file, start_new_session=True
+        )
+    patient = Watch([str(log)], 0)
+    assert not patient.is_silent()
+    patient.end(process)
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch) -> None:

@@ -68,6 +68,30 @@ def test_it_goes_on_after_a_failure(plan):
     assert [r.failure["tail"] for r in failed] == [["error: its last words"]] * 2
 
 
+@pytest.mark.parametrize("times", [1, runner.RETRIES, runner.RETRIES + 1])
+def test_a_run_whose_process_was_killed_is_tried_again_but_not_for_ever(plan, times):
+    (teacher,) = plan.teachers.values()
+    complete(teacher)
+    victim, *others = plan.jobs.values()
+
+    class Killing(Instantly):
+        def start(self, jobs) -> None:
+            self.codes = {"kd": -9} if jobs[0] == victim and self.count < times else {}
+            self.count += jobs[0] == victim
+            super().start(jobs)
+
+        count = 0
+
+    backend = Killing()
+    outcome = run(plan, backend)
+    fails = times > runner.RETRIES
+    assert backend.started.count(victim) == min(times, runner.RETRIES) + 1
+    assert (outcome.failed == [victim]) == fails and (victim in outcome.done) != fails
+    assert set(others) <= set(outcome.done) and len(outcome.done) == 4 - fails
+    assert not is_locked(victim.claim_file)
+    assert (victim.failure()["exit_code"] == -9) == fails
+
+
 def test_it_stops_at_a_failure_if_asked(plan):
     (teacher,) = plan.teachers.values()
     complete(teacher)

@@ -40,6 +40,7 @@ from mdistiller.experiments import (
     reproduce,
 )
 from mdistiller.experiments.speeds import Speeds
+from mdistiller.experiments.watch import HANG_MINUTES
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -118,6 +119,14 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache-dtype", choices=DTYPES, default="fp32", help="of those answers (default fp32)"
     )
+    group.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=HANG_MINUTES,
+        metavar="M",
+        help="a process that has written nothing for so long is killed and its runs go on in "
+        f"another one (default {HANG_MINUTES:g}; 0: never)",
+    )
     group.add_argument("--backend", choices=("local", "ray"), default="local")
     group.add_argument("--address", help="of a Ray cluster, e.g. auto (default: this machine)")
     group.add_argument(
@@ -158,8 +167,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def open_backend() -> LocalBackend | RayBackend:
         if args.backend == "ray":
-            return RayBackend(args.address, args.workers, args.gpus_per_run, args.threads)
-        return LocalBackend(slots)
+            machine = args.address, args.workers, args.gpus_per_run, args.threads
+            return RayBackend(*machine, args.hang_minutes)
+        return LocalBackend(slots, args.hang_minutes)
 
     output_is_optional()
     reproduce(request, open_backend, retry_failed=args.retry_failed, fleet_size=fleet_size)
@@ -170,6 +180,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be 1 or greater, not {value}")
+    if not args.hang_minutes >= 0:
+        raise ConfigError(f"--hang-minutes must be 0 or greater, not {args.hang_minutes}")
     if args.speeds and not args.dry_run:
         raise ConfigError("--speeds is for the estimate of --dry-run")
     if args.fleet_size is not None and not args.share_teacher:

@@ -17,6 +17,7 @@ import mdistiller
 from mdistiller.device import usable_cores
 
 from .job import Job
+from .watch import HANG_MINUTES, Watch
 
 PARENT = "PARENT"
 
@@ -31,6 +32,7 @@ class Slot:
     environment: dict[str, str]
     jobs: Sequence[Job] = ()
     process: subprocess.Popen | None = None
+    watch: Watch | None = None
 
 
 class LocalBackend:
@@ -38,9 +40,11 @@ class LocalBackend:
 
     Args:
         slots: environments; as many processes run at a time.
+        hang_minutes: of silence after which a process is killed (:mod:`~.watch`); 0: never.
     """
 
-    def __init__(self, slots: list[dict[str, str]]) -> None:
+    def __init__(self, slots: list[dict[str, str]], hang_minutes: float = HANG_MINUTES) -> None:
+        self._hang_minutes = hang_minutes
         self._slots = [Slot(environment) for environment in slots]
 
     @property
@@ -63,7 +67,7 @@ class LocalBackend:
                 # Ctrl-C goes to this process alone, which then stops the others in order.
                 start_new_session=True,
             )
-        slot.jobs = jobs
+        slot.jobs, slot.watch = jobs, Watch(signs_of_life(jobs), self._hang_minutes)
 
     def finished(self) -> list[tuple[Job, int]]:
         ended = []
@@ -71,6 +75,8 @@ class LocalBackend:
             if slot.process is not None and slot.process.poll() is not None:
                 ended += [(job, slot.process.returncode) for job in slot.jobs]
                 slot.process = None
+            elif slot.process is not None and slot.watch and slot.watch.is_silent():
+                slot.watch.end(slot.process)
         return ended
 
     def stop(self) -> None:
@@ -95,6 +101,11 @@ def command(jobs: Sequence[Job]) -> list[str]:
     """
     members = [json.dumps([job.id, job.cfg_file, str(job.folder), *job.opts]) for job in jobs]
     return ["-m", "mdistiller.experiments.worker", PARENT, *members]
+
+
+def signs_of_life(jobs: Sequence[Job]) -> list[str]:
+    """What a process that trains ``jobs`` changes; first the log that it prints to."""
+    return [*(str(job.log) for job in jobs), *(str(job.folder) for job in jobs)]
 
 
 def begin_logs(jobs: Sequence[Job]) -> None:

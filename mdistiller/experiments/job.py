@@ -19,6 +19,11 @@ from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.errors import DataError
 
 LOG_LINES = 8
+
+# Exit statuses of a process that had no time to say why, as subprocess and as the shell tells it.
+KILLED = (-9, 137)
+_WAS_KILLED = "its process was killed, as by a system that is short of memory"
+
 _LOG_RULE = "---- process started"
 
 
@@ -144,13 +149,21 @@ class Job:
         except (OSError, ValueError):
             return {"exit_code": None, "tail": self.log_tail()}
 
+    def why_killed(self) -> str:
+        """In words; a process that hung has it in its log, others could not say anything."""
+        errors = [line for line in self.log_tail() if line.startswith("error:")]
+        return (errors or [_WAS_KILLED])[-1]
+
     def forget_failure(self) -> None:
         self.failure_file.unlink(missing_ok=True)
 
     def last_words(self) -> str:
         """The line in which a failed run says why."""
-        tail = [line.strip() for line in self.failure()["tail"] if line.strip()]
+        failure = self.failure()
+        tail = [line.strip() for line in failure["tail"] if line.strip()]
         errors = [line for line in tail if line.startswith("error:")]
+        if not errors and failure["exit_code"] in KILLED:
+            return _WAS_KILLED
         return (errors or tail or ["it left no message"])[-1]
 
 

@@ -3,56 +3,37 @@
 A task starts the same process as :class:`~.backends.LocalBackend` does, on the machine
 that Ray chooses, in the caller's working folder, which must lie on a path that all machines
 share. If the worker is lost, its training ends with it (see :mod:`~.worker`), and Ray starts
-the task again, which continues from the last checkpoint.
+the task again, which continues from the last checkpoint. If the cluster is lost, all its
+trainings end, and the tasks are given to the one that comes after it.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mdistiller.console import log
 from mdistiller.device import usable_cores
 from mdistiller.errors import MdistillerError
 
-from .backends import begin_logs, command, training_variables
+from . import watch
+from .backends import begin_logs, command, signs_of_life, training_variables
 from .job import Job
+from .ray_cluster import WAIT_MINUTES, Cluster
 
 # How often a task is started again after its worker was lost.
 RETRIES = 5
 
-# The smallest that Ray takes: nothing is passed between tasks.
-_STORE_BYTES = 80 * 2**20
 _NO_RESULT = 1
-_CONNECT_SECONDS = 10.0
+_POLL_SECONDS = 0.5
 
 # Tasks that wait in Ray, so that a growing cluster has something to do; the others are left to
 # calls on other machines.
 _QUEUE = 32
-
-
-def import_ray() -> ModuleType:
-    """Ray, an optional dependency.
-
-    Raises:
-        MdistillerError: it is not installed.
-    """
-    # Not without being asked, see README.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The future default, without which every task on a machine without GPU prints a warning.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise MdistillerError(
-            "--backend ray needs Ray, which is not installed: pip install 'mdistiller[ray]'"
-        ) from None
-    return ray
 
 
 class RayBackend:
@@ -64,6 +45,7 @@ class RayBackend:
         gpus_per_run: share of a GPU for each run; None: one if the cluster has any, else none.
         threads: processor threads, and Ray's CPUs, of each run; None: this machine's divided
             by ``workers``, or one on a cluster.
+        hang_minutes: as for :class:`~.backends.LocalBackend`.
     """
 
     def __init__(
@@ -72,9 +54,10 @@ class RayBackend:
         workers: int | None = None,
         gpus_per_run: float | None = None,
         threads: int | None = None,
+        hang_minutes: float = watch.HANG_MINUTES,
     ) -> None:
-        self._ray = ray = import_ray()
-        _join(ray, address, workers, threads)
+        self._cluster = Cluster(address, workers, threads)
+        self._ray = ray = self._cluster.ray
         resources = ray.cluster_resources()
         gpus = resources.get("GPU", 0)
         if gpus_per_run is None:
@@ -89,24 +72,35 @@ class RayBackend:
         self.size = max(1, int(slots))
         threads = threads or (1 if address else _threads_each(workers or self.size))
         self._variables = training_variables(threads)
-        self._task = ray.remote(
-            num_cpus=cpus, num_gpus=gpus_per_run, max_retries=RETRIES, retry_exceptions=False
-        )(_make_task())
+        self._options = {"num_cpus": cpus, "num_gpus": gpus_per_run}
+        self._hang_minutes = hang_minutes
+        self._train = _task(ray, **self._options)
         self._running: dict[Any, Sequence[Job]] = {}
+        # Jobs whose tasks were lost with the cluster, and when they are given up.
+        self._lost: list[Sequence[Job]] = []
+        self._give_up = 0.0
 
     def has_room(self) -> bool:
         """Ray queues what does not fit, and a cluster may grow."""
-        return len(self._running) < self.size + _QUEUE
+        return not self._lost and len(self._running) < self.size + _QUEUE
 
     def start(self, jobs: Sequence[Job]) -> None:
         begin_logs(jobs)
-        log = str(jobs[0].log)
-        ref = self._task.remote(os.getcwd(), command(jobs), self._variables, log)
-        self._running[ref] = jobs
+        arguments = os.getcwd(), command(jobs), self._variables, signs_of_life(jobs)
+        self._running[self._train.remote(*arguments, self._hang_minutes)] = jobs
 
     def finished(self) -> list[tuple[Job, int]]:
-        """Jobs whose task has ended since the last call, with its exit status."""
+        """Jobs whose task has ended since the last call, with its exit status.
+
+        Raises:
+            MdistillerError: the cluster was lost and has not come back.
+        """
+        if self._lost:
+            return self._start_again()
         if not self._running:
+            return []
+        if self._cluster.is_gone():
+            self._lose()
             return []
         count = len(self._running)
         refs, _ = self._ray.wait(list(self._running), num_returns=count, timeout=0)
@@ -114,13 +108,41 @@ class RayBackend:
         codes = [(self._exit_status(ref, jobs[0]), jobs) for ref, jobs in ended]
         return [(job, code) for code, jobs in codes for job in jobs]
 
+    def _lose(self) -> None:
+        self._lost = list(self._running.values())
+        self._running.clear()
+        self._give_up = time.monotonic() + 60 * WAIT_MINUTES
+        self._cluster.leave()
+        log(
+            f"Ray at {self._cluster.address} has ended; {len(self._lost)} tasks are started again "
+            f"as soon as it is back (waiting for {WAIT_MINUTES:g} minutes)"
+        )
+
+    def _start_again(self) -> list[tuple[Job, int]]:
+        """Give what was lost to the new cluster, if it is there; jobs that ended before."""
+        if not self._cluster.is_joined_again():
+            if time.monotonic() > self._give_up:
+                raise MdistillerError(
+                    f"Ray at {self._cluster.address} has been gone for {WAIT_MINUTES:g} minutes; "
+                    "start it and give the same command again, which goes on where the runs are"
+                )
+            return []
+        self._train = _task(self._ray, **self._options)
+        fleets, self._lost = self._lost, []
+        done = [job for jobs in fleets for job in jobs if job.result() is not None]
+        for jobs in fleets:
+            if left := [job for job in jobs if job not in done]:
+                self.start(left)
+        log(f"Ray at {self._cluster.address} is back; {len(self._running)} tasks started again")
+        return [(job, 0) for job in done]
+
     def _exit_status(self, ref: Any, job: Job) -> int:
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             # The training itself never raises; this is a worker lost once too often.
-            with job.open_log() as log:
-                log.write(f"error: {' '.join(str(error).split())}\n")
+            with job.open_log() as file:
+                file.write(f"error: {' '.join(str(error).split())}\n")
             return _NO_RESULT
 
     def stop(self) -> None:
@@ -132,83 +154,45 @@ class RayBackend:
         self._ray.shutdown()
 
 
-def run_on_ray(commands: Sequence[list[str]], address: str, log: Path) -> list[int]:
+def run_on_ray(commands: Sequence[list[str]], address: str, output: Path) -> list[int]:
     """Run Python with each of ``commands`` as a task of its own; returns their exit statuses.
 
     Args:
         commands: what follows the interpreter; PARENT stands for the id of the task's process.
         address: of a running cluster, as for ``ray.init``.
-        log: takes what they print.
+        output: takes what they print.
 
     Raises:
-        MdistillerError: Ray is not there, or a task was lost too often.
+        MdistillerError: Ray is not there or has ended, or a task was lost too often.
     """
-    ray = import_ray()
-    _join(ray, address, None, None)
+    cluster = Cluster(address)
+    ray = cluster.ray
     try:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_make_task())
-        variables = training_variables(1)
-        return ray.get([task.remote(os.getcwd(), c, variables, str(log)) for c in commands])
+        task = _task(ray, num_cpus=1, num_gpus=gpus)
+        folder, variables = os.getcwd(), training_variables(1)
+        waiting = refs = [task.remote(folder, c, variables, [str(output)], 0.0) for c in commands]
+        while waiting:
+            if cluster.is_gone():
+                raise MdistillerError(
+                    f"Ray at {address} has ended; start it and give the same command again, which "
+                    "goes on with what is left"
+                )
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
+        return ray.get(refs)
     except ray.exceptions.RayError as error:
         raise MdistillerError(f"Ray: {' '.join(str(error).split())[:300]}") from None
     finally:
         ray.shutdown()
 
 
-def _join(ray: ModuleType, address: str | None, workers: int | None, threads: int | None) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address is None:
-        # Without an address Ray would also look for a cluster in the environment.
-        options |= {"address": "local", "include_dashboard": False}
-        options |= {"object_store_memory": _STORE_BYTES}
-        if workers:
-            options["num_cpus"] = workers * (threads or 1)
-    else:
-        _refuse_unreachable(address)
-        options["address"] = address
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise MdistillerError(f"cannot join Ray at {address or 'local'}: {reason}") from None
-
-
-def _refuse_unreachable(address: str) -> None:
-    """Raises MdistillerError if nobody listens at HOST:PORT, for which Ray itself waits long."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise MdistillerError(f"cannot join Ray at {address}: {error}") from None
-
-
 def _threads_each(workers: int) -> int:
     return max(1, usable_cores() // workers)
 
 
-def _make_task() -> Callable[..., int]:
-    """The function that a Ray worker calls.
-
-    Made here, because Ray then sends it whole: a worker that had to import this package, torch
-    with it, would take seconds and hundreds of megabytes.
-    """
-
-    def train(folder: str, command: list[str], variables: dict[str, str], log: str) -> int:
-        """Train in a process of its own, in ``folder``; returns its exit status."""
-        command = [str(os.getpid()) if word == "PARENT" else word for word in command]
-        with open(os.path.join(folder, log), "a", encoding="utf-8") as file:
-            return subprocess.run(
-                [sys.executable, *command],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                # The worker's own variables say which devices Ray has given to this task.
-                env={**os.environ, **variables},
-                start_new_session=True,
-            ).returncode
-
-    return train
+def _task(ray: ModuleType, **resources: float) -> Any:
+    """:func:`~.watch.train` as a task of the cluster that is joined now."""
+    # Sent whole, see there.
+    ray.cloudpickle.register_pickle_by_value(watch)
+    function: Callable[..., int] = watch.train
+    return ray.remote(max_retries=RETRIES, retry_exceptions=False, **resources)(function)

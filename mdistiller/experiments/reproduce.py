@@ -89,6 +89,7 @@ class Board:
             self._plan.settle(event, job)
         words = {
             "failed": lambda: f"FAILED: {job.last_words()}",
+            "killed": lambda: f"{job.why_killed()}; it goes on in a new process",
             "stopped": lambda: "stopped by a signal, can be continued",
             "elsewhere": lambda: "is being trained by another process",
             "done": lambda: f"{self._plan.done[job.id].result['last_top1']:.2f} %",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, NamedTuple, Protocol
 
 from mdistiller.engine.rundir.folder import claim, is_locked
 
-from .job import Job
+from .job import KILLED, Job
 
 _POLL_SECONDS = 0.2
 _LOOK_ELSEWHERE_SECONDS = 5.0
+
+# How often a run is tried again whose process was killed: by the kernel for want of memory, by
+# somebody, or because it hung. One that is killed each time is not left to run for ever.
+RETRIES = 3
 
 # Ctrl-C and SIGTERM, as the training reports them and as the shell does.
 _INTERRUPTED = (130, 143, -2, -15)
@@ -71,8 +76,8 @@ class Runner:
     Args:
         work: called again whenever a job has ended; what it gave before may be given again.
         backend: where jobs are trained.
-        observe: called as ``observe(event, job)`` with "started" or the name of an
-            :class:`Outcome` list.
+        observe: called as ``observe(event, job)`` with "started", "killed" (and
+            to be tried again) or the name of an :class:`Outcome` list.
         tick: called several times a second.
         stop_at_failure: start nothing more after a job has failed.
     """
@@ -91,6 +96,7 @@ class Runner:
         self._observe, self._tick = observe, tick
         self._stop_at_failure = stop_at_failure
         self._claims: dict[Job, IO[str]] = {}
+        self._killed: Counter[Job] = Counter()
 
     def run(self) -> Outcome:
         """See all jobs through.
@@ -173,6 +179,11 @@ class Runner:
         elif is_locked(job.folder / ".lock"):
             state = "elsewhere"
             job.forget_failure()
+        elif state != "failed" and code in KILLED and self._killed[job] < RETRIES:
+            self._killed[job] += 1
+            self._claims.pop(job).close()
+            self._observe("killed", job)
+            return
         # A fleet knows which of its members have failed.
         elif state != "failed" and code in _INTERRUPTED:
             state = "stopped"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdistiller.config import Config
-from mdistiller.console import log
+from mdistiller.console import Seldom, log
 from mdistiller.dataset import ArrayLoader, Loader, get_dataset
 from mdistiller.device import resolve_device
 from mdistiller.distillers import Distiller, distiller_dict
@@ -193,6 +193,7 @@ class Source:
                         done(file.header.blocks - file.missing)
             if before == len(missing):
                 time.sleep(_WAIT_SECONDS)  # others are at what is left
+                done(file.header.blocks - file.missing)
 
 
 def _shown(layout: torch.memory_format) -> torch.memory_format:
@@ -230,8 +231,14 @@ def complete(cfg: Config) -> None:
         log(f"{path}: {missing} blocks of the teacher's answers are to be computed first")
         source = source_of(cfg, dtype, parts)
         with_file = open_or_create(path, source.header)
+        seldom = Seldom()
+
+        def tell(blocks: int) -> None:
+            if seldom.due():
+                log(f"{blocks} of {source.header.blocks} blocks")
+
         try:
-            source.fill(with_file)
+            source.fill(with_file, done=tell)
         finally:
             with_file.close()
 

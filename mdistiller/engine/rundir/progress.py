@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar where there is one, otherwise a line an epoch."""
+"""Progress on the terminal: a bar where there is one, otherwise a line an epoch, and between."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from mdistiller.console import log, steady
+from mdistiller.console import Seldom, log, steady
 
 
 class Progress:
@@ -26,10 +26,13 @@ class Progress:
         self._first = first_epoch
         self._images_before = 0
         self._bar: tqdm | None = None
+        self._seldom = Seldom()
+        self._epoch = first_epoch
 
     def start_epoch(self, epoch: int, steps: int = 0, images: int = 0) -> None:
         """Begin ``epoch``, of which ``steps`` and ``images`` were done before a resume."""
-        self._images_before = images
+        self._images_before, self._epoch = images, epoch
+        self._seldom.restart()
         if self._output.isatty():
             self._bar = tqdm(
                 total=self._steps,
@@ -43,6 +46,12 @@ class Progress:
     def step(self, done: int, images: int, means: dict[str, float]) -> None:
         """After ``done`` steps and ``images`` images of this epoch; ``means`` over them."""
         if self._bar is None:
+            if self._seldom.due():
+                log(
+                    f"epoch {self._epoch}/{self._epochs}, step {done}/{self._steps}  "
+                    f"loss {means['train_loss']:.4f}  train {means['train_acc']:.2f}",
+                    "TRAIN",
+                )
             return
         speed = (images - self._images_before) / max(self._bar.format_dict["elapsed"], 1e-9)
         self._bar.set_postfix_str(
