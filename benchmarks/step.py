@@ -53,16 +53,18 @@ def measure(args: argparse.Namespace, device: torch.device, method: str) -> dict
             print(f"{name}: left out ({' '.join(str(error).split())[:90]})", file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in steppers}
     names = list(steppers)
-    for number in range(args.repeats + 1):
-        # Another one begins each time: none is always behind the same neighbour.
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            # A multiple of PERIOD, so that every round has its share of solved steps.
-            steps = max(args.steps, VARIANTS[name].cycle)
-            seconds = steppers[name].seconds(steps)
-            if number:
-                times[name].append(seconds * 1e3 / steps)
-    for stepper in steppers.values():
-        stepper.close()
+    try:
+        for number in range(args.repeats + 1):
+            # Another one begins each time: none is always behind the same neighbour.
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                # A multiple of PERIOD, so that every round has its share of solved steps.
+                steps = max(args.steps, VARIANTS[name].cycle)
+                seconds = steppers[name].seconds(steps)
+                if number:
+                    times[name].append(seconds * 1e3 / steps)
+    finally:
+        for stepper in steppers.values():
+            stepper.close()
     return times
 
 
@@ -164,7 +166,7 @@ def summary(times: dict[str, list[float]], pair: list[str]) -> list[dict[str, An
     return rows
 
 
-def solvers(repeats: int = 20, calls_each: int = 20) -> dict[str, float]:
+def solvers(repeats: int, calls_each: int = 20) -> dict[str, float]:
     """Microseconds of one solve of the same Gramian, medians over turns of some calls each."""
     import torchjd.aggregation as peers
 
@@ -330,7 +332,7 @@ def main() -> None:
         "batch_size": args.batch_size,
         "clock": "cpu seconds" if args.cpu_time else "wall",
         "methods": {},
-        "solvers": solvers(),
+        "solvers": solvers(2 * args.repeats),
     }
     for method in args.methods:
         times = measure(args, device, method)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -190,28 +189,27 @@ class Trainer:
 }
 
 
-def test_the_original_is_timed_in_turns_with_ours(tmp_path):
+def test_the_original_is_timed_in_turns_with_ours(tmp_path, monkeypatch, capfd):
+    """In a process of its own, started from this one."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     for name, text in STAND_IN.items():
         file = tmp_path / "checkout" / "mdistiller" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
 
     def step(folder, *variants):
-        return subprocess.run(
-            [
-                *(sys.executable, "benchmarks/step.py", "--original", folder, "--variants"),
-                *(*variants, "--pair", "resnet14", "resnet8", "--repeats", "1", "--steps", "1"),
-                *("--batch-size", "4", "--threads", "1", "--json", tmp_path / "out.json"),
-                "--no-memory",
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
+        words = (
+            *("step.py", "--original", folder, "--variants"),
+            *(*variants, "--pair", "resnet14", "resnet8", "--repeats", "1", "--steps", "1"),
+            *("--batch-size", "4", "--threads", "1", "--json", tmp_path / "out.json"),
+            "--no-memory",
         )
+        monkeypatch.setattr(sys, "argv", [*map(str, words)])
+        runpy.run_path(str(ROOT / "benchmarks/step.py"), run_name="__main__")
 
-    done = step(tmp_path / "checkout", "original", "vanilla")
-    assert done.returncode == 0, done.stderr
-    assert "/ original" in done.stdout and "re-creation" not in done.stdout
+    step(tmp_path / "checkout", "original", "vanilla")
+    printed = capfd.readouterr().out
+    assert "/ original" in printed and "re-creation" not in printed
     result = json.loads((tmp_path / "out.json").read_text())
     rows = {row["variant"]: row for row in result["methods"]["KD"]["variants"]}
     assert rows["original"]["to_baseline"] == [1, 1, 1]
@@ -220,9 +218,11 @@ def test_the_original_is_timed_in_turns_with_ours(tmp_path):
     # Without an __init__.py, too, it is the checkout's mdistiller that is imported, not ours.
     (tmp_path / "checkout/mdistiller/__init__.py").unlink(missing_ok=True)
     (tmp_path / "checkout/mdistiller/models/__init__.py").write_text("cifar_model_dict = {}")
-    done = step(tmp_path / "checkout", "original")
-    assert done.returncode == 1 and "KeyError: 'resnet14'" in done.stderr
-    assert done.stderr.strip().endswith(
+    with pytest.raises(SystemExit) as end:
+        step(tmp_path / "checkout", "original")
+    told = capfd.readouterr().err
+    assert end.value.code == 1 and "KeyError: 'resnet14'" in told
+    assert told.strip().endswith(
         "error: the step 'original' cannot be taken; see what it says above"
     )
 

@@ -33,7 +33,7 @@ CLASSES = ("one", "three", "zero")
 SHORT = (
     *(
         "SOLVER.EPOCHS",
-        "2",
+        "1",
         "SOLVER.LR_DECAY_STAGES",
         "[]",
         "SOLVER.WARMUP_EPOCHS",

@@ -90,11 +90,17 @@ def check_values(cfg: Config, group: str = "") -> None:
 
 
 def used_groups(cfg: Config) -> Config:
-    """The groups of ``cfg`` that its run uses: the core's and those of what it chooses."""
+    """The groups of ``cfg`` that its run uses: the core's and those of what it chooses.
+
+    The groups themselves, not copies, which would take a run longer than what is done with them.
+    """
     leaves = cfg.leaves()
     nodes = [node for choice in CHOICES for node in nodes_of(choice, leaves[choice]) or ()]
     groups = dict.fromkeys([*CORE, *nodes])
-    return Config({group: cfg[group].clone() for group in groups})
+    found = Config()
+    for group in groups:
+        found.put(group, cfg[group])
+    return found
 
 
 def dump_cfg(cfg: Config) -> str:
