@@ -222,9 +222,14 @@ CHANGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def default(tmp_path_factory) -> torch.Tensor:
+    torch.manual_seed(0)
+    return train(tmp_path_factory.mktemp("run"), "default")
+
+
 @pytest.mark.parametrize("key", CHANGES)
-def test_every_option_reaches_the_training(tmp_path, key):
-    default = train(tmp_path, "default")
+def test_every_option_reaches_the_training(tmp_path, default, key):
     assert not torch.allclose(default, train(tmp_path, "other", f"CROSSBATCH.{key}", CHANGES[key]))
 
 
