@@ -151,7 +151,8 @@ def hook(event, arguments):
     if event in ("socket.__new__", "socket.connect", "socket.getaddrinfo", "socket.bind"):
         opened.append((event, arguments[1:]))
 sys.addaudithook(hook)
-import mdistiller
+import mdistiller.commands.train
+assert "torch._dynamo" not in sys.modules, "a tool that does not train waits 2 s for it"
 for module in pkgutil.walk_packages(mdistiller.__path__, "mdistiller."):
     importlib.import_module(module.name)
 from mdistiller.commands.train import main

@@ -158,6 +158,24 @@ def test_a_map_that_is_changed_later_on_is_kept_as_it_was():
     assert torch.equal(network(image)[1]["feats"][0], network.net.a(image))
 
 
+def test_a_compiler_leaves_the_hooks_to_python():
+    """Also of a network that comes out of a file, for which nothing was constructed."""
+    network = pickle.loads(pickle.dumps(made(SMALL))).eval()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(network, backend=backend)
+    for image in torch.randn(2, 1, 3, 32, 32):
+        for found, expected in zip(
+            compiled(image)[1]["feats"], network(image)[1]["feats"], strict=True
+        ):
+            assert torch.equal(found, expected)
+    assert graphs == []
+
+
 def test_no_hook_and_no_tensor_outlives_a_forward_pass():
     network = made(SMALL).train()
     image = torch.randn(2, 3, 32, 32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -72,6 +73,7 @@ class Foreign(nn.Module):
         key: str = "DISTILLER.FEATURES",
     ) -> None:
         super().__init__()
+        _keep_from_compilers()
         self.net, self.name = net, name
         for module in net.modules():
             # Else the value before the activation, or a stage's map, would be gone.
@@ -106,8 +108,10 @@ class Foreign(nn.Module):
             raise NotImplementedError(f"{self.name} has stages without a BatchNorm at the end")
         return [cast(nn.BatchNorm2d, self.net.get_submodule(name)) for name in names]
 
-    # A compiler would bake the hooks of one call into its code.
-    @torch.compiler.disable
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _keep_from_compilers()
+
     def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         seen = _Collector(self.plan)
         hooks = seen.attach(self.net)
@@ -118,6 +122,16 @@ class Foreign(nn.Module):
             for hook in hooks:
                 hook.remove()
         return logits_of(answer), seen.features()
+
+
+@cache
+def _keep_from_compilers() -> None:
+    """A compiler would bake the hooks of one call of ``Foreign.forward`` into its code.
+
+    Said by the first of them that there is: it imports the compiler, which takes longer than all
+    that a tool needs otherwise.
+    """
+    Foreign.forward = torch.compiler.disable(Foreign.forward)  # type: ignore[method-assign]
 
 
 @contextmanager
