@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import torch
 
 from mdistiller.cli import exit_on_error
 from mdistiller.dataset import build_model
+from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.errors import MdistillerError
 from mdistiller.experiments import Plan, Request
 from mdistiller.experiments.job import Job
@@ -44,9 +46,6 @@ HANG_MINUTES = 1.0
 # What a training prints first and last.
 _BEGUN, _ENDED = "CONFIG:\n", "top-1 of the last epoch"
 
-# Ray's agent must be up 15 s after its raylet, which is not always so on a busy machine.
-_ATTEMPTS = 5
-
 
 class Head:
     """A Ray head with its files in ``folder``, which this process's children alone may join."""
@@ -54,19 +53,18 @@ class Head:
     def __init__(self, folder: Path, port: int, cpus: int) -> None:
         self.address, self._folder = f"127.0.0.1:{port}", str(folder)
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        self.environment = {**os.environ, **quiet, **token}
+        self.environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **token}
         self._command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port", str(port)),
             *("--node-ip-address", "127.0.0.1", "--temp-dir", self._folder),
             *("--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", "80000000"),
             *("--include-dashboard", "false", "--include-log-monitor", "false", "--no-monitor"),
-            "--disable-usage-stats",
         ]
 
     def start(self) -> None:
         """Raises MdistillerError if that is not possible."""
-        for _ in range(_ATTEMPTS):
+        # Its agent must be up 15 s after its raylet, which is not always so on a busy machine.
+        for _ in range(5):
             done = subprocess.run(
                 self._command, env=self.environment, capture_output=True, text=True, check=False
             )
@@ -92,10 +90,8 @@ def processes() -> Iterator[tuple[int, list[str]]]:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        print(f"process {pid} had just ended")
 
 
 class Table:
@@ -126,10 +122,11 @@ class Table:
         wrong = [f"{job.title} is not done" for job in self.jobs if job.result() is None]
         logs = {job: job.log.read_text(encoding="utf-8", errors="replace") for job in self.jobs}
         for job, text in logs.items():
-            epochs = [e["epoch"] for e in map(json.loads, (job.folder / "metrics.jsonl").open())]
+            epochs = [e["epoch"] for e in read_metrics(job.folder)]
             if epochs != list(range(1, EPOCHS + 1)) or text.count(_ENDED) > 1:
                 wrong.append(f"{job.title}: epochs {epochs}, ended {text.count(_ENDED)} times")
-        records = [json.loads(line) for line in (self.prefix / "runs.jsonl").open()]
+        lines = (self.prefix / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+        records = map(json.loads, lines)
         ids = sorted(r["id"] for r in records if r["state"] == "done")
         if ids != sorted(job.id for job in self.jobs):
             wrong.append(f"{len(ids)} records of {len(set(ids))} runs")
@@ -207,21 +204,18 @@ class Month:
             for folder in middle if "mdistiller.experiments.worker" in words else ():
                 if any(folder in word for word in words):
                     send(pid, number)
-                    if is_done(middle[folder]):  # meanwhile
-                        send(pid, signal.SIGCONT)
-                        return False
-                    self._victim = middle[folder]
-                    return True
+                    if not is_done(middle[folder]):
+                        self._victim = middle[folder]
+                        return True
+                    send(pid, signal.SIGCONT)  # it was, meanwhile
         return False
 
 
-def say(where: str, found: dict[str, Any], workers: int) -> None:
-    print(
-        f"{where}: {found['runs']} runs done, none twice ({found['begun']} trainings begun or "
-        f"continued), {found['wall_seconds']:.0f} s; a run takes one of {workers} workers "
-        f"{found['slot_seconds']:.2f} s, {found['training_seconds']:.2f} of them training, "
-        f"{found['overhead_seconds']:.2f} not",
-        flush=True,
+def in_words(found: dict[str, Any]) -> str:
+    return (
+        f"{found['runs']} runs done, none twice ({found['begun']} trainings begun or continued), "
+        f"{found['wall_seconds']:.0f} s; a run takes a worker {found['slot_seconds']:.2f} s, "
+        f"{found['training_seconds']:.2f} of them training, {found['overhead_seconds']:.2f} not"
     )
 
 
@@ -245,15 +239,13 @@ def main() -> None:
     month = Month(table, Head(out / "ray", args.port, workers), out / "month.log")
     wall = month.run("--workers", str(workers), "--hang-minutes", str(HANG_MINUTES))
     ray = table.audit(wall, workers) | {"faults": month.faults, "commands": month.commands}
-    say("Ray", ray, workers)
-    print(f"{len(month.faults)} faults; the command was given {month.commands} times")
+    print(f"Ray: {in_words(ray)}; command given {month.commands} times", flush=True)
     table, began = Table(out / "local", teacher, args.local), time.monotonic()
     subprocess.run(table.command("--workers", str(workers)), check=True, stdout=subprocess.DEVNULL)
     local = table.audit(time.monotonic() - began, workers)
-    say("without Ray", local, workers)
+    print(f"without Ray: {in_words(local)}")
     if args.json:
-        machine = common.machine(torch.device("cpu"))
-        report = {"machine": machine, "ray": ray, "local": local}
+        report = {"machine": common.machine(torch.device("cpu")), "ray": ray, "local": local}
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

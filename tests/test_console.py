@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mdistiller.cli import exit_on_error
-from mdistiller.console import SteadyStream, log, shows_colours, steady_output
+from mdistiller.console import Seldom, SteadyStream, log, shows_colours, steady_output
+from mdistiller.engine.rundir.progress import Progress
 
 from . import commands
 
@@ -102,6 +103,22 @@ def test_a_failing_stream_is_remembered_and_raises_nothing():
             assert isinstance(steady.failure, OSError)
             assert not steady.isatty()
             print("more", file=steady, flush=True)
+
+
+def test_a_long_epoch_shows_signs_of_life_without_a_terminal(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = Progress(epochs=3, steps=100)
+    progress.start_epoch(1)
+    for done in range(10, 101, 10):
+        now += 240.0
+        progress.step(done, done, {"train_loss": 2.0, "train_acc": 10.0})
+    steps = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert steps == [f"epoch 1/3, step {done}/100" for done in (30, 60, 90)]
+    progress.start_epoch(2)
+    progress.step(10, 10, {})
+    assert not capsys.readouterr().out
+    assert not Seldom(1.0).due()
 
 
 def test_log_works_after_standard_output_was_closed(monkeypatch):

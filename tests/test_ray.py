@@ -20,7 +20,7 @@ from mdistiller.experiments.watch import Watch, train
 
 from .study_runs import complete
 from .test_plan import request
-from .test_reproduce import TABLE, command, environment, start, wait_for
+from .test_reproduce import ROOT, TABLE, command, environment, start, wait_for
 
 PROC = Path("/proc")
 
@@ -149,6 +149,33 @@ def is_alive(pid: int) -> bool:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_the_month_finds_what_is_missing_and_what_was_done_twice(tmp_path, monkeypatch) -> None:
+    """benchmarks/ray_month.py, of which nothing but its check of what it finds is run here."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import ray_month
+
+    table = ray_month.Table(tmp_path, tmp_path / "teacher", 4)
+    assert len({job.id for job in table.jobs}) == 4 and table.done() == 0
+    for job in table.jobs:
+        complete(job)
+        job.log.write_text(f"{ray_month._BEGUN}\n{ray_month._ENDED} 50.00\n")
+    records = tmp_path / "runs.jsonl"
+    lines = [json.dumps({"id": job.id, "state": "done"}) + "\n" for job in table.jobs]
+    records.write_text("".join(lines))
+    found = table.audit(wall=60.0, workers=2)
+    assert (found["runs"], found["begun"], found["slot_seconds"]) == (4, 4, 30.0)
+
+    records.write_text("".join([*lines, lines[0]]))
+    with pytest.raises(MdistillerError, match="^5 records of 4 runs$"):
+        table.audit(60.0, 2)
+    records.write_text("".join(lines))
+    first, second, *_ = table.jobs
+    first.log.write_text(2 * first.log.read_text())
+    (second.folder / "result.json").unlink()
+    with pytest.raises(MdistillerError, match=r"is not done; .* ended 2 times"):
+        table.audit(60.0, 2)
 
 
 @pytest.mark.skipif(not PROC.exists(), reason="finds processes in /proc, which is Linux's")
