@@ -12,12 +12,15 @@ from torch import Tensor, nn
 def initialise(model: nn.Module, linear_std: float | None = None) -> None:
     """Draw the initial weights of all convolutions, in place.
 
-    Weights are normal with He's variance 2 / fan_out (arXiv:1502.01852), biases zero.
+    Weights are normal with He's variance 2 / fan_out (arXiv:1502.01852), biases zero. On the meta
+    device, where nothing would be drawn, nothing is done.
 
     Args:
         linear_std: standard deviation of the linear weights, their biases then being zero;
             None leaves linear layers as PyTorch made them.
     """
+    if all(parameter.is_meta for parameter in model.parameters()):
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
