@@ -153,14 +153,23 @@ def assert_same(a, b) -> None:
     assert a[1:] == b[1:]
 
 
+# In the first step, within an epoch, at its end, within the second one, in the very last step.
+STOPS = (1, 3, STEPS, STEPS + 2, 3 * STEPS)
+FEW_STOPS = {"AdamW": STOPS, "cross-batch, larger auxiliary batch": (3,), "replay": (STEPS + 2,)}
+FEW_STOPS["GradNorm"] = (STEPS + 2,)
+
+
 @pytest.mark.parametrize(
-    "case", mostly_slow(CASES, "AdamW", "cross-batch, larger auxiliary batch", "GradNorm", "replay")
+    ("case", "stops"),
+    [
+        *FEW_STOPS.items(),
+        *(pytest.param(case, STOPS, marks=pytest.mark.slow) for case in CASES),
+    ],
 )
-def test_stopped_at_any_step_it_ends_with_the_same_bits(tmp_path, case):
+def test_stopped_at_any_step_it_ends_with_the_same_bits(tmp_path, case, stops):
     whole = build(tmp_path / "whole", case)
     whole.train()
-    total = 3 * STEPS
-    for step in (1, 3, STEPS, STEPS + 2, total):
+    for step in stops:
         folder = tmp_path / str(step)
         part = build(folder, case)
         stop_after(part, step)

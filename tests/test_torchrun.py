@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from mdistiller.engine import BaseTrainer, trainer_dict
 from mdistiller.engine.runtime.distributed import World
 from mdistiller.errors import ConfigError, InterruptedRun, MdistillerError
 
+from . import commands
 from .commands import CONTEXT
 from .test_resume import CASES, SHORT, images, some_weights, stop_after
 from .test_tools import DIGITS, ROOT, environment
@@ -35,6 +37,13 @@ TOGETHER = {
     "regressor": ("base", "TOY", ()),
     "cross-batch with a regressor": ("crossbatch", "CROSSBATCH_TOY", ("CROSSBATCH.PERIOD", 2)),
 }
+# Of the cases of one trainer those that exchange something of their own; the others are slow.
+REST = {
+    *("AdamW", "cross-batch", "cross-batch, larger auxiliary batch", "cross-batch, previous"),
+    *("DWA", "IMTL-L", "regressor", "CAT-KD", "MoDo", "confidence gate"),
+} & {*TOGETHER}
+MAIN = [case for case in TOGETHER if case not in REST]
+TWO_EPOCHS = ("SOLVER.EPOCHS", 2)
 TOYS = {"TOY": ToyHint, "CROSSBATCH_TOY": CrossBatchToyHint}
 
 
@@ -108,29 +117,48 @@ def flat(entry: dict) -> dict[str, float]:
     return {k: v for k, v in numbers.items() if k not in ("seconds", "images_per_second")}
 
 
-def test_two_processes_equal_one(tmp_path):
-    alone = train_cases(tmp_path / "alone", TOGETHER)
-    assert in_two(tmp_path / "two", train_cases, list(TOGETHER)) == [0, 0]
-    first, second = found(tmp_path / "two")
-    for case in TOGETHER:
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Where two processes have trained the cases of :data:`MAIN`."""
+    folder = tmp_path_factory.mktemp("torchrun") / "two"
+    assert in_two(folder, train_cases, MAIN, *TWO_EPOCHS) == [0, 0]
+    return folder
+
+
+def test_two_processes_equal_one(two, tmp_path):
+    assert_equal_one(two, MAIN, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_in_the_other_cases(tmp_path):
+    cases = sorted(REST)
+    assert in_two(tmp_path / "two", train_cases, cases, *TWO_EPOCHS) == [0, 0]
+    assert_equal_one(tmp_path / "two", cases, tmp_path)
+
+
+def assert_equal_one(two: Path, cases: list[str], tmp_path: Path) -> None:
+    alone = train_cases(tmp_path / "alone", cases, *TWO_EPOCHS)
+    first, second = found(two)
+    assert first.keys() == second.keys() == {*cases}
+    for case in cases:
         assert [k for k in first[case] if not torch.equal(first[case][k], second[case][k])] == []
         for key, value in alone[case].items():
             assert torch.allclose(first[case][key], value, rtol=1e-9, atol=1e-12), (case, key)
-        one, two = (metrics(tmp_path / name / case) for name in ("alone", "two"))
-        for a, b in zip(one, two, strict=True):
+        one, both = (metrics(folder / case) for folder in (tmp_path / "alone", two))
+        for a, b in zip(one, both, strict=True):
             assert flat(b) == pytest.approx(flat(a), rel=1e-6, abs=1e-9), case
-        folder = tmp_path / "two" / case / "run"
+        folder = two / case / "run"
         result = json.loads((folder / "result.json").read_text())
         assert result["processes"] == 2
         assert len(list((folder / "train.events").iterdir())) == 1
-    assert "epoch 3/3" in (tmp_path / "two" / "out0.txt").read_text()
+    assert "epoch 2/2" in (two / "out0.txt").read_text()
 
 
 def resumed(folder, case):
     """Stopped by a signal that only one process gets, then continued."""
-    trainer = build(folder, case)
+    trainer = build(folder, case, *TWO_EPOCHS)
     if World().rank == 1:
-        stop_after(trainer, 6, signal.SIGTERM)
+        stop_after(trainer, 3, signal.SIGTERM)
     try:
         trainer.train()
     except (InterruptedRun, SystemExit) as stop:
@@ -138,21 +166,20 @@ def resumed(folder, case):
     else:
         raise AssertionError("not stopped")
     state = torch.load(folder / "run" / "latest", weights_only=True)
-    rest = build(folder, case)
+    rest = build(folder, case, *TWO_EPOCHS)
     rest.train(resume=True)
     return {"code": code, "step": state["step"], "weights": rest.distiller.state_dict()}
 
 
-def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bits(tmp_path):
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_with_the_same_bits(two, tmp_path):
     case = "cross-batch, period"
-    assert in_two(tmp_path / "two", train_cases, [case]) == [0, 0]
     assert in_two(tmp_path / "part", resumed, case) == [0, 0]
-    for whole, part in zip(found(tmp_path / "two"), found(tmp_path / "part"), strict=True):
+    for whole, part in zip(found(two), found(tmp_path / "part"), strict=True):
         assert part["code"] == 143
         assert part["step"] == 5  # agreed on after the epoch's last step
         assert all(torch.equal(part["weights"][k], v) for k, v in whole[case].items())
-    one, two = metrics(tmp_path / "two" / case), metrics(tmp_path / "part")
-    assert list(map(flat, one)) == list(map(flat, two))
+    whole, part = metrics(two / case), metrics(tmp_path / "part")
+    assert list(map(flat, whole)) == list(map(flat, part))
 
 
 def explode_in_one(folder):
@@ -261,21 +288,21 @@ def test_shards_make_up_the_batch(shards):
 
 def test_which_losses_relate_the_samples_of_a_batch():
     """All others are means over samples, so that shards make up the whole (docs/trust.md)."""
-    image, target = torch.randn(8, 3, 32, 32).double(), torch.randint(10, (8,))
+    image, target = torch.randn(4, 3, 32, 32).double(), torch.randint(10, (4,))
     relating, tried = set(), set()
     for method, cls in distiller_dict.items():
         if method.startswith("CROSSBATCH_") or not cls.data_parallel or method == "NONE":
             continue
         tried.add(method)
         cfg = config("")
-        student, teacher = (build_model("digits", name, 10) for name in ("resnet8", "resnet14"))
+        student, teacher = (build_model("digits", name, 10) for name in ("resnet8", "resnet8"))
         distiller = cls(student, teacher.eval(), cfg).double().train()
         for module in distiller.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
         whole, *halves = (
             distiller.forward_train(image[part], target[part], epoch=30)[1]
-            for part in (slice(0, 8), slice(0, 4), slice(4, 8))
+            for part in (slice(0, 4), slice(0, 2), slice(2, 4))
         )
         whole, *halves = (distiller.split_losses(losses)[1] for losses in (whole, *halves))
         if not torch.allclose(sum(halves) / 2, whole, rtol=1e-9):
@@ -283,31 +310,65 @@ def test_which_losses_relate_the_samples_of_a_batch():
     assert relating == {m for m, cls in distiller_dict.items() if cls.relates_images} & tried
 
 
-def torchrun(*arguments) -> list[str]:
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *(str(ROOT / "tools" / "train.py"), *map(str, arguments)),
-    ]
-
-
-def test_the_real_command_line_under_torchrun(tmp_path):
-    torch.manual_seed(5)
-    torch.save(build_model("digits", "resnet14", 10).state_dict(), tmp_path / "teacher")
-    arguments = (
-        *("--cfg", f"{DIGITS}/crossbatch_kd.yaml", "LOG.PREFIX", tmp_path, "--resume"),
-        *("EXPERIMENT.NAME", "x", "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]"),
-        *("DISTILLER.TEACHER", "resnet14", "DISTILLER.TEACHER_CKPT", tmp_path / "teacher"),
-        *("SOLVER.DEVICE", "cpu", "CROSSBATCH.PERIOD", 4),
-    )
-    folder = tmp_path / "digits" / "x"
-    process = subprocess.Popen(
-        torchrun(*arguments, "LOG.SAVE_EVERY_STEPS", 5),
+def torchrun(_: Path, *arguments: object) -> subprocess.Popen:
+    words = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    return subprocess.Popen(
+        [*words, str(ROOT / "tools" / "train.py"), *map(str, arguments)],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class Forked:
+    """Two processes as torchrun starts them, which need not load torch first."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        folder.mkdir()
+        self._texts = [[folder / f"{kind}{rank}" for kind in ("out", "err")] for rank in (0, 1)]
+        self._processes = []
+        for rank, texts in enumerate(self._texts):
+            world = {"WORLD_SIZE": "2", "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+            env = {**environment(), **world, "TORCHELASTIC_RUN_ID": "none"}
+            call = ("train", [*map(str, arguments)], str(ROOT), env, texts)
+            self._processes.append(CONTEXT.Process(target=commands._call, args=call))
+            self._processes[-1].start()
+
+    def terminate(self) -> None:
+        for process in self._processes:
+            process.terminate()
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        for process in self._processes:
+            process.join(timeout)
+        out, err = (
+            "".join(p.read_text() for p in paths) for paths in zip(*self._texts, strict=True)
+        )
+        return out, err
+
+    @property
+    def returncode(self) -> int:
+        return max(process.exitcode for process in self._processes)
+
+
+@pytest.mark.parametrize("start", [Forked, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_the_command_line_under_torchrun(tmp_path, start):
+    torch.manual_seed(5)
+    torch.save(build_model("digits", "resnet8", 10).state_dict(), tmp_path / "teacher")
+    arguments = (
+        *("--cfg", f"{DIGITS}/crossbatch_kd.yaml", "LOG.PREFIX", tmp_path, "--resume"),
+        *("EXPERIMENT.NAME", "x", "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]"),
+        *("DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_CKPT", tmp_path / "teacher"),
+        *("SOLVER.DEVICE", "cpu", "CROSSBATCH.PERIOD", 4, "DATASET.SUBSET", 640),
+    )
+    folder = tmp_path / "digits" / "x"
+    process = start(tmp_path / "first", *arguments, "LOG.SAVE_EVERY_STEPS", 2)
     deadline = time.monotonic() + 120
     while not (folder / "latest").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -316,17 +377,11 @@ def test_the_real_command_line_under_torchrun(tmp_path):
     assert process.returncode != 0
     assert stderr.count("error: terminated in epoch") == 1
     assert torch.load(folder / "latest", weights_only=True)["step"] > 0
-    done = subprocess.run(
-        torchrun(*arguments),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    for line in ("epoch 1/1", "top-1 of the last epoch", "teacher resnet14: "):
-        assert done.stdout.count(line) == 1
+    process = start(tmp_path / "second", *arguments)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    for line in ("epoch 1/1", "top-1 of the last epoch", "teacher resnet8: "):
+        assert stdout.count(line) == 1
     assert json.loads((folder / "result.json").read_text())["processes"] == 2
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
     assert {p.name for p in tmp_path.glob("digits/*")} == {"x"}

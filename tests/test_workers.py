@@ -128,8 +128,16 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """What a training ends with to whose workers nothing happens."""
+    one = trainer(tmp_path_factory.mktemp("whole"))
+    one.train()
+    return one.distiller.state_dict()
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_one_line_and_the_step_saved_whatever_happens_to_a_worker(tmp_path, name):
+def test_one_line_and_the_step_saved_whatever_happens_to_a_worker(tmp_path, name, whole):
     fault, words = FAULTS[name]
     message = fails(tmp_path / "first", fault)
     assert re.search(words, message), message
@@ -138,11 +146,10 @@ def test_one_line_and_the_step_saved_whatever_happens_to_a_worker(tmp_path, name
         step = torch.load(latest, weights_only=True)["step"]
         assert f"after its step {step}" in message
     # Where the cause is gone, the run continues with the same bits.
-    rest, whole = trainer(tmp_path / "first"), trainer(tmp_path / "whole")
+    rest = trainer(tmp_path / "first")
     rest.train(resume=True)
-    whole.train()
-    a, b = rest.distiller.state_dict(), whole.distiller.state_dict()
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    found = rest.distiller.state_dict()
+    assert [k for k in found if not torch.equal(found[k], whole[k])] == []
 
 
 def test_a_worker_that_dies_during_a_step_does_not_lose_it(tmp_path):
@@ -260,7 +267,9 @@ exit_on_error(lambda: trainer(Path(sys.argv[1]), *eval(sys.argv[2])).train())()
 """
 
 
-@pytest.mark.parametrize("arguments", ["(killed, 2)", "(None, 1, 24)"])
+@pytest.mark.parametrize(
+    "arguments", ["(killed, 2)", pytest.param("(None, 1, 24)", marks=pytest.mark.slow)]
+)
 def test_the_process_ends(tmp_path, arguments):
     """Workers outlive one SIGTERM, so whoever waits for them must end them itself."""
     done = subprocess.run(
