@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from mdistiller.errors import InterruptedRun, MdistillerError
 from mdistiller.experiments.fleet.fleet import Fleet, Member, fleet_settings
 from mdistiller.experiments.job import Job
 from mdistiller.experiments.make_record import record_of
-from mdistiller.experiments.records import append_run, read_runs
+from mdistiller.experiments.records import Record, append_run, read_runs
 from mdistiller.experiments.tables import insurance as study
 from mdistiller.experiments.tables.insurance import Run
 
@@ -57,9 +57,15 @@ class Study:
         self.task, self.data, self.out, self.records = task, data, out, records
         runs = read_runs(records) if records else []
         ours = (run for run in runs if run.table == TABLE and run.state == "done")
-        self._recorded = {run.result["name"]: run for run in ours}
+        by_name = {run.result["name"]: run for run in ours}
+        self._recorded = {k: v for k, v in by_name.items() if k.startswith(f"{task}/")}
 
     # ---- what is there -----------------------------------------------------------------------
+
+    @property
+    def recorded(self) -> Collection[Record]:
+        """Of this task's runs those that are on record."""
+        return self._recorded.values()
 
     def folder(self, name: str) -> Path:
         return self.out / self.task / name

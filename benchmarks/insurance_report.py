@@ -2,6 +2,7 @@
 
 example:
   python benchmarks/insurance_report.py --out output/insurance
+  python benchmarks/insurance_report.py --records results --page docs/results/insurance.md
 """
 
 from __future__ import annotations
@@ -97,6 +98,14 @@ class Found:
                 found[trial] = result["last_top1"]
         return found
 
+    def origins(self) -> set[str]:
+        """Machine, versions and commits of the records, a line for each combination."""
+        return {
+            f"{self._whole.task}: {r.machine['cpu']} ({r.machine['instructions']}), torch "
+            f"{r.machine['torch']}, {r.machine['threads']} thread, commit {r.result['commit'][:7]}"
+            for r in self._whole.recorded
+        }
+
     def _name(self, setting: str, arm: str, trial: int) -> str:
         return study.run_of(self._whole.task, setting, arm, trial).name
 
@@ -153,19 +162,36 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
+# The arms by which the claims are judged; the others have a table of their own.
+MAIN_ARMS = (
+    *("ce", "kd", "insured", "insured_supervised", "train_reference", "same_batch"),
+    study.BEST_FIXED,
+)
+
+
 def means_table(found: Found, arms: Sequence[str]) -> list[str]:
-    lines = [
-        "| arm | " + " | ".join(study.SETTINGS) + " |",
-        "|---" * (len(study.SETTINGS) + 1) + "|",
+    """Markdown lines: settings below each other, and those of ``arms`` that have results."""
+    cells = {
+        (setting, arm): _cell(trials)
+        for setting in study.SETTINGS
+        for arm in arms
+        if (trials := found.trials(setting, arm))
+    }
+    # Cross-entropy alone is the same run wherever only the teacher is wrong.
+    settings = [s for s in study.SETTINGS if any((s, a) in cells for a in arms if a != "ce")]
+    known = [a for a in arms if any((s, a) in cells for s in settings)]
+    if not known:
+        return ["nothing yet"]
+    header = ["| setting | " + " | ".join(f"`{arm}`" for arm in known) + " |"]
+    header.append("|---" * (len(known) + 1) + "|")
+    return header + [
+        f"| `{s}` | {' | '.join(cells.get((s, arm), '') for arm in known)} |" for s in settings
     ]
-    for arm in arms:
-        cells = []
-        for setting in study.SETTINGS:
-            trials = found.trials(setting, arm)
-            spread = f" ± {np.std(list(trials.values()), ddof=1):.2f}" if len(trials) > 1 else ""
-            cells.append(f"{mean(trials):.2f}{spread} ({len(trials)})" if trials else "")
-        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
-    return lines
+
+
+def _cell(trials: Trials) -> str:
+    spread = f" ± {np.std(list(trials.values()), ddof=1):.2f}" if len(trials) > 1 else ""
+    return f"{mean(trials):.2f}{spread} ({len(trials)})"
 
 
 def claims_table(tasks: dict[str, Found]) -> list[str]:
@@ -179,44 +205,67 @@ def claims_table(tasks: dict[str, Found]) -> list[str]:
                 if not study.SETTINGS[part.setting].is_on(task):
                     continue
                 values = differences(found, part)
-                complete[number] &= len(values) == study.TRIALS
                 p[number] = max(p[number], part_p := p_value(values, part.margin))
+                if not (whole := len(values) == study.TRIALS):
+                    complete[number] = False
                 if len(values):
                     low, high = interval(values)
                     words = f"`{part.setting}`: `{part.better}` - `{part.worse}`"
+                    within = f"[{low:+.2f}, {high:+.2f}]" if len(values) > 1 else ""
                     lines.append(
                         f"| {number} | {words} | {task} | {len(values)} | {values.mean():+.2f} | "
-                        f"[{low:+.2f}, {high:+.2f}] | {part.margin:+.1f} | {part_p:.2g} |"
+                        f"{within} | {part.margin:+.1f} | {f'{part_p:.2g}' if whole else ''} |"
                     )
     lines.append("")
     for (number, (words, _)), corrected in zip(CLAIMS.items(), holm(list(p.values())), strict=True):
-        verdict = "held" if corrected < LEVEL else "failed"
+        verdict = f"{'held' if corrected < LEVEL else 'failed'} (corrected p {corrected:.2g})"
         verdict = verdict if complete[number] else "not tested yet: trials or runs are missing"
-        lines.append(f"{number}. {words}: {verdict} (corrected p {corrected:.2g})")
+        lines.append(f"{number}. {words}: {verdict}")
     return lines
 
 
+def tables(tasks: dict[str, Found]) -> list[str]:
+    """All that is known, in Markdown."""
+    others = [a for a in study.ARMS if a not in MAIN_ARMS and not a.startswith("fixed")]
+    lines = ["Top-1 in % of the last epoch: mean ± sample deviation (trials)."]
+    for task, found in tasks.items():
+        lines += ["", f"## {task}", "", *means_table(found, MAIN_ARMS)]
+        if (more := means_table(found, others))[1:]:
+            lines += ["", "Other arms, not part of a claim:", "", *more]
+    return [*lines, "", "## Claims", "", *claims_table(tasks)]
+
+
+def page(tasks: dict[str, Found]) -> str:
+    """docs/results/insurance.md."""
+    text = f"""# The second study's results
+
+Made by `python benchmarks/insurance_report.py --records results --page docs/results/insurance.md`;
+settings, arms and claims are explained in [the plan](../study-2.md). A claim is tested once, when
+all its arms have {study.TRIALS} trials; what stands here before that is interim.
+
+"""
+    origin = sorted({line for found in tasks.values() for line in found.origins()})
+    lines = [*tables(tasks), "", "## Where it was trained", "", *(f"- {line}" for line in origin)]
+    return text + "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print means and claims."""
+    """Print means and claims, or write them as a page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("output/insurance"))
     parser.add_argument("--records", type=Path, help="folder of records, e.g. results")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of results there")
     args = parser.parse_args(argv)
-    tasks = {task: Found(Study(task, Path(), args.out, args.records)) for task in study.TASKS}
-    arms = [a for a in study.ARMS if not a.startswith("fixed")] + [study.BEST_FIXED]
-    for task, found in tasks.items():
-        print(f"\n{task}: top-1 in % of the last epoch, mean ± sample deviation (trials)\n")
-        print(
-            "\n".join(
-                means_table(
-                    found, [a for a in arms if any(found.trials(s, a) for s in study.SETTINGS)]
-                )
-            )
-        )
-    print()
-    print("\n".join(claims_table(tasks)))
+    if args.page and not args.records:
+        parser.error("--page is made of --records")
+    out = Path() if args.page else args.out  # a page is of records alone
+    tasks = {task: Found(Study(task, Path(), out, args.records)) for task in study.TASKS}
+    if args.page:
+        args.page.write_text(page(tasks), encoding="utf-8")
+    else:
+        print("\n".join(tables(tasks)))
 
 
 if __name__ == "__main__":

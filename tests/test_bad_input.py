@@ -238,9 +238,12 @@ def test_checkpoint(row, reader, tools, tmp_path):
 def ended(tmp_path_factory):
     """The folder "out" of a training that is done, to be copied."""
     folder, opts = tmp_path_factory.mktemp("ended"), ("SOLVER.EPOCHS", 1, *SHORT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(dataset_dict, "digits", small_digits)
+    original = dataset_dict["digits"]
+    dict.__setitem__(dataset_dict, "digits", small_digits)
+    try:
         train(["--cfg", VANILLA, *map(str, ("LOG.PREFIX", folder / "out", *opts))])
+    finally:
+        dict.__setitem__(dataset_dict, "digits", original)
     return folder / "out"
 
 
