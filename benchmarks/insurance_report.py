@@ -19,6 +19,7 @@ from scipy import stats
 
 from mdistiller.cli import exit_on_error
 from mdistiller.experiments.tables import insurance as study
+from mdistiller.report.statistics import holm, mean_interval
 
 LEVEL = 0.05
 
@@ -137,11 +138,9 @@ def differences(found: Found, part: Part) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % t interval of the mean; infinite for fewer than two values."""
-    if len(values) < 2:
-        return -math.inf, math.inf
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return values.mean() - half, values.mean() + half
+    """95 % t interval of the mean; NaN for fewer than two values."""
+    found = mean_interval([values])
+    return (found.low, found.high) if found else (math.nan, math.nan)
 
 
 def p_value(values: np.ndarray, margin: float) -> float:
@@ -151,15 +150,6 @@ def p_value(values: np.ndarray, margin: float) -> float:
     if values.std() == 0:
         return float(values.mean() <= margin)
     return float(stats.ttest_1samp(values, margin, alternative="greater").pvalue)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Corrected after Holm, in the order given."""
-    order, corrected, largest = np.argsort(p), [0.0] * len(p), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, (len(p) - rank) * p[index])
-        corrected[index] = min(1.0, largest)
-    return corrected
 
 
 # The arms by which the claims are judged; the others have a table of their own.

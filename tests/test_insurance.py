@@ -202,7 +202,7 @@ def test_claims_are_held_and_fail():
     assert worse == ["held"] * 4 + ["failed"] * 2
 
 
-def test_statistics_are_scipys_and_holms():
+def test_statistics_are_scipys():
     values = np.array([0.3, -0.1, 0.4, 0.2, 0.0])
     low, high = report.interval(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval()
@@ -210,5 +210,4 @@ def test_statistics_are_scipys_and_holms():
     assert report.p_value(values, -0.5) < 0.01 < report.p_value(values, 0.0) < 0.5
     assert report.p_value(values[:1], -9.0) == 1.0
     assert report.p_value(np.array([0.1, 0.1]), 0.0) == 0.0
-    assert report.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert math.isinf(report.interval(values[:1])[1])
+    assert math.isnan(report.interval(values[:1])[1])
