@@ -58,7 +58,8 @@ def test_every_place_of_the_first_study_is_found_with_its_numbers(runs):
 
 
 def test_runs_are_there_once_but_for_six_that_were_trained_twice(runs):
-    old = [run for run in runs if not run.command]
+    # Those of reproduce.py have their command, the insurance study has a tool of its own.
+    old = [run for run in runs if not run.command and run.table != "insurance"]
     counts = Counter(run.id for run in old)
     assert len(old) == 557 and len(counts) == 551
     for run in (run for run in old if counts[run.id] > 1):
@@ -72,8 +73,11 @@ def test_runs_are_there_once_but_for_six_that_were_trained_twice(runs):
 
 def test_records_name_the_teacher_and_no_path_of_a_machine(runs):
     for run in runs:
-        assert run.teacher["network"] == run.config["DISTILLER.TEACHER"]
-        assert run.teacher["top1"] > 80 and run.teacher["file"].endswith("student_latest")
+        if run.config["DISTILLER.TYPE"] != "NONE":
+            assert run.teacher["network"] == run.config["DISTILLER.TEACHER"]
+            assert run.teacher["file"].endswith("student_latest")
+            sound = run.config.get("DISTILLER.TEACHER_FAULT", "none") == "none"
+            assert not sound or run.teacher["top1"] > 80
         assert run.machine["threads"] >= 1 and run.machine["torch"]
     for path in (RESULTS / name for name in (RUNS, QUERIES)):
         text = path.read_text()

