@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mdistiller.cli import ToolParser, exit_on_error
 from mdistiller.config import load_cfg
-from mdistiller.console import log, steady
+from mdistiller.console import Seldom, log, steady
 from mdistiller.device import usable_cores
 from mdistiller.engine.caching.answers import PARTS, Source, source_of
 from mdistiller.engine.caching.file import DTYPES, CacheFile, open_or_create
@@ -127,7 +127,7 @@ class _Progress:
         quiet = not output.isatty()
         self._bar = tqdm(total=total, initial=initial, unit="block", file=output, disable=quiet)
         self._total, self._first, self._quiet = total, initial, quiet
-        self._began = self._said = time.monotonic()
+        self._began, self._line = time.monotonic(), Seldom(_LINE_SECONDS)
 
     def __enter__(self) -> _Progress:
         return self
@@ -138,10 +138,9 @@ class _Progress:
     def __call__(self, blocks: int) -> None:
         """So many blocks are finished."""
         self._bar.update(blocks - self._bar.n)
-        now = time.monotonic()
-        if self._quiet and now > self._said + _LINE_SECONDS and blocks > self._first:
-            self._said = now
-            left = (now - self._began) / (blocks - self._first) * (self._total - blocks)
+        if self._quiet and blocks > self._first and self._line.due():
+            each = (time.monotonic() - self._began) / (blocks - self._first)
+            left = each * (self._total - blocks)
             log(f"{blocks} of {self._total} blocks, {duration(left)} left")
 
 
