@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 
 
-def for_each(*cases: Iterable[Any]) -> Callable[[Callable], Callable]:
+Cases = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+def for_each(*cases: Cases) -> Callable[[Callable], Callable]:
     """Call the decorated test with each case in turn; its failure names all that fail, and why.
 
     Args:
-        cases: one iterable for each of the test's first parameters, gone through side by side;
-            what further parameters name are fixtures.
+        cases: one iterable for each of the test's first parameters, gone through side by side, or
+            a function that gives it once the test runs; what further parameters name are fixtures.
     """
-    rows = list(zip(*cases, strict=True))
-    assert rows, "a test of no cases cannot fail"
 
     def decorate(test: Callable) -> Callable:
         def loop(**fixtures: Any) -> None:
+            found = (each() if callable(each) else each for each in cases)
+            rows = list(zip(*found, strict=True))
+            assert rows, "a test of no cases cannot fail"
             failed: dict[str, BaseException] = {}
             for row in rows:
                 try:

@@ -103,10 +103,18 @@ def baseline_of(file: str) -> str:
 
 WEIGHTINGS = ("multitask", "gradnorm", "uncertainty", "gradient_cosine", "distill_decay")
 NEWER_WEIGHTINGS = ("linear_fade", "confidence_gate", "two_batch", "scalarized")
-WEIGHTED = [f for f in OWN if resolved(f)["SOLVER.TRAINER"] in WEIGHTINGS + NEWER_WEIGHTINGS]
 TABLE_2 = {"mgda": "MGDA", "pcgrad": "PCGrad", "fairgrad": "FairGrad", "distill_decay": None}
 TWINS = [f for f in (*OWN, *DEMO) if "crossbatch" in f]
-DISTILLING = [f for f in FILES if resolved(f)["DISTILLER.TYPE"] != "NONE"]
+
+
+@cache
+def weighted() -> list[str]:
+    return [f for f in OWN if resolved(f)["SOLVER.TRAINER"] in WEIGHTINGS + NEWER_WEIGHTINGS]
+
+
+@cache
+def distilling() -> list[str]:
+    return [f for f in FILES if resolved(f)["DISTILLER.TYPE"] != "NONE"]
 
 
 # --- upstream's files -------------------------------------------------------------------------
@@ -216,7 +224,7 @@ def test_small_data_set_file_matches_its_name(file: str) -> None:
         tag, (tag.upper().removesuffix("_LS"), "resnet8")
     )
     assert cfg["DISTILLER.LOGIT_STANDARDIZATION"] == tag.endswith("_ls")
-    if file in WEIGHTED:
+    if file in weighted():
         assert f"{cfg['SOLVER.TRAINER']}_kd" == tag
         kind = "KD"
     assert (cfg["DISTILLER.TYPE"], cfg["DISTILLER.STUDENT"]) == (kind, student)
@@ -273,7 +281,7 @@ def test_tiny_imagenet_recipe_is_that_of_the_dot_files(student: str) -> None:
 
 
 def test_every_distilling_baseline_has_a_twin() -> None:
-    plain = set(DISTILLING) & set(OWN) - set(TWINS) - set(WEIGHTED)
+    plain = set(distilling()) & set(OWN) - set(TWINS) - set(weighted())
     demo = {"configs/digits/demo/kd.yaml"}
     newer = len(AUTHORS) * (4 + 2)
     assert {baseline_of(f) for f in TWINS} == plain | demo
@@ -364,7 +372,7 @@ def unweighted(file: str) -> str:
     return f"{folder.removesuffix('weightings')}baseline/kd_{pair}"
 
 
-@for_each(WEIGHTED)
+@for_each(weighted)
 def test_weighting_file_differs_only_in_the_weighting(file: str) -> None:
     ours, baseline = resolved(file), resolved(unweighted(file))
     node = ours["SOLVER.TRAINER"].upper()
@@ -397,7 +405,7 @@ def test_table_2_is_complete() -> None:
 # --- teachers ---------------------------------------------------------------------------------
 
 
-@for_each([f for f in OWN if f in DISTILLING])
+@for_each(lambda: [f for f in OWN if f in distilling()])
 def test_teacher_has_weights(file: str) -> None:
     """Published weights, or those that one file of ours writes when it is run."""
     cfg = resolved(file)
@@ -420,7 +428,7 @@ def test_teacher_has_weights(file: str) -> None:
 def test_every_teacher_of_cifar_can_be_trained_here() -> None:
     teachers = {
         resolved(f)["DISTILLER.TEACHER"]
-        for f in DISTILLING
+        for f in distilling()
         if resolved(f)["DATASET.TYPE"] == "cifar100"
     }
     assert names_in("cifar100/teachers") == teachers
