@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "tools/train.py")]
 SHORT = [
     *("--cfg", "configs/digits/vanilla.yaml", "DATASET.SUBSET", "70", "SOLVER.EPOCHS", "1"),
-    *("SOLVER.LR_DECAY_STAGES", "[]", "EXPERIMENT.NAME", "run"),
+    *("SOLVER.LR_DECAY_STAGES", "[]", "EXPERIMENT.NAME", "run", "DISTILLER.STUDENT", "convnet12"),
 ]
 
 
@@ -74,11 +74,14 @@ def test_a_training_goes_on_when_its_terminal_is_gone(tmp_path):
     assert result_of(tmp_path)
 
 
-def test_a_tool_that_prints_ends_in_one_line():
+def test_a_tool_that_prints_ends_in_one_line(tmp_path):
     """That its reader has gone: test_tools.py."""
-    done = shell(">/dev/full", sys.executable, str(ROOT / "tools/settings.py"))
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "standard output: No space left on device" in done.stderr
+    outputs = ("/dev/full", tmp_path / "stderr")
+    process = commands.start("settings", outputs=outputs)
+    process.join(120)
+    said = outputs[1].read_text()
+    assert (process.exitcode, said.count("\n")) == (1, 1)
+    assert "standard output: No space left on device" in said
 
 
 def test_characters_that_the_encoding_lacks_are_replaced():

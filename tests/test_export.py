@@ -73,7 +73,7 @@ def failure(capsys, *arguments: object) -> tuple[int, str]:
     "case",
     mostly_slow(
         [f"{model} {form}" for model in FAMILIES for form in FORMATS],
-        *("wrn_16_1 torch_export", "MobileNetV2 state_dict"),  # vgg8: test_all_formats
+        *("wrn_16_1 torch_export", "MobileNetV2 state_dict"),  # ONNX: test_all_formats
     ),
 )
 def test_a_file_computes_what_the_network_does(case, tmp_path):
@@ -132,14 +132,14 @@ def test_image_size_is_the_data_sets_and_classes_are_the_checkpoints(
 
 def test_all_formats_print_a_line_each(tmp_path, capsys):
     need_onnx()
-    network = saved(tmp_path / "ckpt", "vgg8")
+    network = saved(tmp_path / "ckpt", "convnet12")
     images, expected = some_images(network)
-    run_main("-m", "vgg8", "-c", tmp_path / "ckpt", "-d", "digits", "--format", "all", "--out",
+    run_main("-m", "convnet12", "-c", tmp_path / "ckpt", "-d", "digits", "--format", "all", "--out",
              tmp_path / "a" / "b", "--batch-size", 1)  # fmt: skip
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert printed.err == ""
-    files = [tmp_path / "a" / "b" / f"vgg8{form.suffix}" for form in FORMATS.values()]
+    files = [tmp_path / "a" / "b" / f"convnet12{form.suffix}" for form in FORMATS.values()]
     for line, file in zip(lines, files, strict=True):
         assert line.startswith(f"{file}  {file.stat().st_size:,} bytes  max difference ")
         assert float(line.split()[-1]) <= 1e-4

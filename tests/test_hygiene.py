@@ -170,13 +170,14 @@ print("no socket")
 def test_importing_and_training_on_digits_open_no_socket(tmp_path):
     """With an audit hook, which no library can go round; that it works is tried at the end."""
     teacher = tmp_path / "teacher"
-    torch.save({"model": build_model("digits", "resnet8", 10).state_dict()}, teacher)
+    torch.save({"model": build_model("digits", "convnet12", 10).state_dict()}, teacher)
     done = subprocess.run(
         [
             *(sys.executable, "-c", OFFLINE, "--cfg", "configs/digits/crossbatch_kd.yaml"),
             *("LOG.PREFIX", str(tmp_path), "SOLVER.EPOCHS", "1", "SOLVER.DEVICE", "cpu"),
             *FEW_DIGITS,
-            *("DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_CKPT", str(teacher)),
+            *("DISTILLER.TEACHER", "convnet12", "DISTILLER.TEACHER_CKPT", str(teacher)),
+            *("DISTILLER.STUDENT", "convnet12"),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

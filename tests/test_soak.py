@@ -14,8 +14,8 @@ from benchmarks.soak import MIB, judge, main
 from mdistiller.engine.trainers.crossbatch import CrossBatchTrainer
 
 OPTS = (
-    *("SOLVER.BATCH_SIZE", "4", "DISTILLER.TEACHER", "resnet8", "SOLVER.DEVICE", "cpu"),
-    *("DISTILLER.TEACHER_CKPT", "no/such", "LOG.SAVE_CHECKPOINT_FREQ", "1"),
+    *("SOLVER.BATCH_SIZE", "4", "DISTILLER.TEACHER", "convnet12", "SOLVER.DEVICE", "cpu"),
+    *("DISTILLER.STUDENT", "convnet12", "DISTILLER.TEACHER_CKPT", "no/such", "LOG.SAVE_CHECKPOINT_FREQ", "1"),
 )
 
 

@@ -101,10 +101,10 @@ def train(distiller, pair: str, method: str):
         yield values, norm(distiller.student.parameters())
 
 
-@pytest.mark.parametrize("method", GOLDEN["pairs"][SMALL]["methods"])
+@pytest.mark.parametrize("method", [m for m in GOLDEN["pairs"][SMALL]["methods"] if m != "KD"])
 def test_the_first_steps(method):
-    """Of which the second and third show what the first has made of weights and momentum."""
-    follow(SMALL, method, 3)
+    """Of which the second shows what the first has made of the weights, and its update momentum."""
+    follow(SMALL, method, 2)
 
 
 @pytest.mark.parametrize("run", mostly_slow(RUNS, f"{SMALL} KD"))

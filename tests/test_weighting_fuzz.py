@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mdistiller.weighting import READINGS, CrossBatchWeighting, combine, gramian
 
+# Of the profile: each is cheap, and there are many ways to be odd.
+MANY = 4 * settings.default.max_examples
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 KINDS = ["random", "constant", "one number", "zero", "denormal", "parallel", "opposite", "nearly"]
 
@@ -75,7 +77,7 @@ def check_ranges(w) -> None:
     assert w.conflict in (0, 1)
 
 
-@settings(max_examples=400)
+@settings(max_examples=MANY)
 @given(rows=gradients(), options=OPTIONS, rescale=st.sampled_from([0, 1, 2]))
 def test_stabilised_update_is_within_alpha_of_the_mean(rows, options, rescale):
     w = CrossBatchWeighting(rescale=rescale, **options)(gramian(rows))
@@ -97,7 +99,7 @@ def test_stabilised_update_is_within_alpha_of_the_mean(rows, options, rescale):
         assert correction >= alpha * g0 - tolerance
 
 
-@settings(max_examples=400)
+@settings(max_examples=MANY)
 @given(rows=gradients(), options=OPTIONS)
 def test_update_in_the_gradients_format_is_finite_and_bounded(rows, options):
     w = CrossBatchWeighting(**options)(gramian(rows))
@@ -112,7 +114,7 @@ def test_update_in_the_gradients_format_is_finite_and_bounded(rows, options):
         assert not update.any()
 
 
-@settings(max_examples=400)
+@settings(max_examples=MANY)
 @given(rows=gradients(), options=OPTIONS, max_ratio=st.sampled_from([0.5, 10.0, 1e6]))
 def test_unstabilised_weights_are_one_and_at_most_the_ratio(rows, options, max_ratio):
     w = CrossBatchWeighting(stabilize=False, max_ratio=max_ratio, **options)(gramian(rows))
@@ -137,7 +139,7 @@ def test_moving_average_stays_finite_over_wild_steps(steps, options):
         assert (state["average"].abs() <= 1).all()
 
 
-@settings(max_examples=400)
+@settings(max_examples=MANY)
 @given(
     steps=st.lists(gradients(), min_size=1, max_size=3),
     options=OPTIONS,
