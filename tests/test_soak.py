@@ -15,7 +15,8 @@ from mdistiller.engine.trainers.crossbatch import CrossBatchTrainer
 
 OPTS = (
     *("SOLVER.BATCH_SIZE", "4", "DISTILLER.TEACHER", "convnet12", "SOLVER.DEVICE", "cpu"),
-    *("DISTILLER.STUDENT", "convnet12", "DISTILLER.TEACHER_CKPT", "no/such", "LOG.SAVE_CHECKPOINT_FREQ", "1"),
+    *("DISTILLER.STUDENT", "convnet12", "DISTILLER.TEACHER_CKPT", "no/such"),
+    *("LOG.SAVE_CHECKPOINT_FREQ", "1"),
 )
 
 
