@@ -185,6 +185,11 @@ ARMS = {
             *("insured_period10", "the insured arm, every tenth step", "holdout", *_PLAIN),
             *("CROSSBATCH.PERIOD", 10, "CROSSBATCH.EMA", 0.9),
         ),
+        _regression(
+            *("supervised_period10", "insured_supervised, every tenth step", "holdout"),
+            *("CROSSBATCH.STEP", "supervised", "CROSSBATCH.PERIOD", 10, "CROSSBATCH.EMA", 0.9),
+            **_SUPERVISED,
+        ),
         *(
             Arm(f"fixed{x}", f"KD {x:g} : {1 - x:.1g}", "kd", "fixed", "select", (), x, 1 - x)
             for x in FIXED
