@@ -57,30 +57,39 @@ def run(*command, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-# In one process, which loads torch once; that they have scripts is seen below.
-MORE = """
-import json, sys
-import mdistiller
-from mdistiller.commands import eval, reproduce
-print(mdistiller.__file__)
-for command, arguments in zip((eval, reproduce), json.loads(sys.argv[1])):
-    command.main(arguments)
+# The scripts as they were installed, in one process, which loads torch once. The dry run would time
+# steps of its networks to say what runs take; that steps work is seen by the training before it.
+SCRIPTS = """
+import json, runpy, sys
+from mdistiller.experiments.estimate import Estimate
+Estimate._time = lambda *_: 1e-6
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code
+print(sys.modules["mdistiller"].__file__)
 """
 
 
 def test_a_wheel_works_in_an_empty_folder(installed, tmp_path):
     few = ("DATASET.SUBSET", 70, "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]")
-    cfg = "configs/digits/vanilla.yaml"
-    run(installed / "mdistiller-train", "--cfg", cfg, *few, cwd=tmp_path)
-    (result,) = tmp_path.glob("output/*/*/result.json")
-    student = result.parent / "student_latest"
-    evaluate = ("-m", "resnet8", "-c", str(student), "-d", "digits")
-    plan = ("table1", "--dataset", "digits", "--dry-run")
-    said = run(installed / "python", "-c", MORE, json.dumps([evaluate, plan]), cwd=tmp_path)
-    assert str(installed.parent) in said.splitlines()[0]
-    assert "top-1" in said and "runs" in said
-    scripts = {path.name for path in installed.glob("mdistiller-*")}
-    assert {f"mdistiller-{name}" for name in ("train", "eval", "reproduce", "report")} <= scripts
+    few = (*few, "LOG.PREFIX", "out", "EXPERIMENT.NAME", "x")
+    student = "out/digits/x/student_latest"
+    lines = {
+        "train": ("--cfg", "configs/digits/vanilla.yaml", *few),
+        "eval": ("-m", "resnet8", "-c", student, "-d", "digits"),
+        "reproduce": ("table1", "--dataset", "digits", "--trials", 1, "--dry-run"),
+    }
+    commands = [[installed / f"mdistiller-{name}", *words] for name, words in lines.items()]
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    said = run(installed / "python", "-c", SCRIPTS, words, cwd=tmp_path)
+    assert (tmp_path / student).exists()
+    assert "top-1" in said and "left: 22 runs" in said
+    assert str(installed.parent) in said.splitlines()[-1]
+    scripts = {path.name: path.read_text() for path in installed.glob("mdistiller-*")}
+    assert {f"mdistiller-{n}" for n in ("train", "eval", "reproduce", "report")} <= scripts.keys()
+    assert all(text.startswith(f"#!{installed}/python") for text in scripts.values())
 
 
 def test_every_command_has_a_tool_and_an_entry_point():

@@ -18,11 +18,15 @@ from mdistiller.errors import MdistillerError
 from mdistiller.experiments import Plan, RayBackend, ray_backend
 from mdistiller.experiments.watch import Watch, train
 
+from . import commands
+from .commands import ROOT
 from .study_runs import complete
 from .test_plan import request
-from .test_reproduce import ROOT, TABLE, command, environment, start, wait_for
+from .test_reproduce import CHEAP, TABLE, start, teacher, wait_for  # noqa: F401 (a fixture)
 
 PROC = Path("/proc")
+# So many that a run of the small networks lasts until its worker is killed.
+EPOCHS = 8
 
 
 class FakeRay:
@@ -179,10 +183,10 @@ def test_the_month_finds_what_is_missing_and_what_was_done_twice(tmp_path, monke
 
 
 @pytest.mark.skipif(not PROC.exists(), reason="finds processes in /proc, which is Linux's")
-def test_a_lost_worker_costs_no_run(tmp_path: Path) -> None:
+def test_a_lost_worker_costs_no_run(tmp_path: Path, teacher: Path) -> None:  # noqa: F811
     pytest.importorskip("ray")
-    arguments = (*TABLE, "--epochs", 2, "--teacher-epochs", 1, "DATASET.SUBSET", 704)
-    arguments = (*arguments, "--prefix", tmp_path, "--backend", "ray", "--workers", 2)
+    arguments = (*TABLE, "--epochs", EPOCHS, "--prefix", tmp_path, "--backend", "ray")
+    arguments = (*arguments, "--workers", 2, *CHEAP, "DISTILLER.TEACHER_CKPT", teacher)
     process = start(*arguments)
     root = tmp_path / "runs" / "digits"
     wait_for(lambda: list(root.glob("kd-*/latest")), process)
@@ -200,7 +204,7 @@ def test_a_lost_worker_costs_no_run(tmp_path: Path) -> None:
     for folder in (file.parent for file in root.glob("*/config.yaml")):
         assert (folder / "result.json").exists()
         entries = (folder / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(e)["epoch"] for e in entries] == [1, 2]
+        assert [json.loads(e)["epoch"] for e in entries] == list(range(1, EPOCHS + 1))
     # It was continued, not started afresh.
     assert not list(root.glob("*.1"))
 
@@ -208,12 +212,6 @@ def test_a_lost_worker_costs_no_run(tmp_path: Path) -> None:
 def test_an_address_without_a_cluster_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     arguments = (*TABLE, "--prefix", tmp_path, "--backend", "ray", "--address", "127.0.0.1:1")
-    done = subprocess.run(
-        command(*arguments),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = commands.run("reproduce", *arguments, timeout=120)
     assert done.returncode == 1
     assert "error: cannot join Ray at 127.0.0.1:1" in done.stderr

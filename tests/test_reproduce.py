@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from mdistiller.engine.rundir.folder import is_locked
 from mdistiller.experiments import Plan, Request
 from mdistiller.experiments.job import Job
 
+from .forked import Forked
 from .study_runs import row_of
 from .toys import FEW_DIGITS
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLE = (
     *("table1", "--dataset", "digits", "--pairs", "res20_res8", "--trials", 1, "--threads", 1),
     *("--methods", "KD"),
@@ -31,24 +30,8 @@ TABLE = (
 CHEAP = ("DISTILLER.TEACHER", "convnet12", "DISTILLER.STUDENT", "convnet12")
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "reproduce.py"), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-def start(*arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*arguments: object) -> Forked:
+    return Forked("reproduce", *arguments, env={**os.environ, "MKL_NUM_THREADS": "1"})
 
 
 def run(capsys, *arguments: object) -> subprocess.CompletedProcess:
@@ -62,7 +45,7 @@ def run(capsys, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 240.0) -> None:
+def wait_for(condition, process: Forked, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

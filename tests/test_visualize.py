@@ -35,6 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 KD, VANILLA = (str(ROOT / "configs" / "digits" / f"{name}.yaml") for name in ("kd", "vanilla"))
 
 
+# Of other sizes than each other, and a thirtieth of the computations of what the files name.
+CONVNETS = "DISTILLER.STUDENT convnet12 DISTILLER.TEACHER convnet48"
+
+
 def saved(path: Path, model: str) -> nn.Module:
     network = build_model("digits", model, 10).eval()
     torch.save({"model": network.state_dict()}, path)
@@ -71,9 +75,9 @@ def test_both_pictures_of_all_images(tmp_path, capsys, monkeypatch):
         save(figure, path)
 
     monkeypatch.setattr(module, "_save", save_and_keep)
-    student = saved(tmp_path / "student", "resnet8")
-    teacher = saved(tmp_path / "teacher", "resnet20")
-    main(arguments(tmp_path))
+    student = saved(tmp_path / "student", "convnet12")
+    teacher = saved(tmp_path / "teacher", "convnet48")
+    main(arguments(tmp_path, opts=CONVNETS))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{tmp_path}/out/tsne.png: features of 450 validation images"
     a, b = (np.corrcoef(validation_logits(network).T) for network in (student, teacher))
@@ -83,9 +87,9 @@ def test_both_pictures_of_all_images(tmp_path, capsys, monkeypatch):
         assert min(png_size(tmp_path / "out" / name)) >= 600
     maps, difference = figures
     assert "450 validation images of digits" in maps.get_suptitle()
-    assert [axes.get_title() for axes in maps.axes] == ["student resnet8", "teacher resnet20"]
+    assert [axes.get_title() for axes in maps.axes] == ["student convnet12", "teacher convnet48"]
     heat = difference.axes[0]
-    for words in ("student resnet8", "teacher resnet20", "digits", lines[1].split()[-1]):
+    for words in ("student convnet12", "teacher convnet48", "digits", lines[1].split()[-1]):
         assert words in heat.get_title()
     np.testing.assert_allclose(heat.images[0].get_array(), abs(a - b), atol=1e-5)
     for axes in (*maps.axes, heat):
@@ -94,15 +98,19 @@ def test_both_pictures_of_all_images(tmp_path, capsys, monkeypatch):
 
 
 def test_the_same_seed_draws_the_same_pictures_and_another_seed_other_images(tmp_path):
-    saved(tmp_path / "student", "resnet8")
-    saved(tmp_path / "teacher", "resnet20")
+    saved(tmp_path / "student", "convnet12")
+    saved(tmp_path / "teacher", "convnet48")
     found = []
     before = dict(matplotlib.rcParams)
     for number, seed in enumerate("001"):
         torch.manual_seed(number)
         np.random.seed(number)
         out = tmp_path / f"out{number}"
-        main(arguments(tmp_path, images="50", out=str(out), opts=f"EXPERIMENT.SEED {seed}"))
+        main(
+            arguments(
+                tmp_path, images="50", out=str(out), opts=f"{CONVNETS} EXPERIMENT.SEED {seed}"
+            )
+        )
         found.append([(out / f"{n}.png").read_bytes() for n in ("tsne", "correlation_difference")])
     assert found[0] == found[1]
     assert found[0][0] != found[2][0]
