@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .config.cfg import CROSSBATCH_PREFIX
 from .dataset import (
@@ -40,6 +39,8 @@ def count_macs(model: nn.Module, size: int) -> int:
 
     The model must be on the meta device, where a forward pass computes shapes only.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # which loads triton
+
     # They change no shape, and to find that out takes longer than all the rest.
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:

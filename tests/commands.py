@@ -20,13 +20,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# An optimizer loads torch._dynamo.
-CONTEXT.set_forkserver_preload(
-    [
-        *("mdistiller.commands.train", "torch._dynamo", "torchvision.transforms"),
-        *("sklearn.datasets", "sklearn.model_selection", "tests.test_kill"),
-    ]
-)
+CONTEXT.set_forkserver_preload(["mdistiller.commands.train", "tests.test_kill"])
 
 
 def run(

@@ -7,14 +7,16 @@ import gzip
 import hashlib
 import pickle
 import struct
-import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR100, FashionMNIST
 
 from mdistiller import download
@@ -111,6 +113,21 @@ def test_digits_split_is_stratified_and_fixed():
     assert first[0].dataset.targets[:5].tolist() == second[0].dataset.targets[:5].tolist()
 
 
+def test_digits_are_scikit_learns_and_so_is_the_split(monkeypatch):
+    raw = load_digits()
+    wanted = train_test_split(
+        raw.images, raw.target, test_size=digits.VAL_SIZE, stratify=raw.target, random_state=0
+    )
+    file = find_spec("sklearn")
+    # With its file in its place, then in a release that has it elsewhere.
+    for spec in (file, SimpleNamespace(origin="/elsewhere/sklearn/__init__.py")):
+        monkeypatch.setattr(digits, "find_spec", lambda name, spec=spec: spec)
+        (images, labels), (val_images, val_labels) = digits.read_digits()
+        found = (images, val_images, labels, val_labels)
+        assert all(map(np.array_equal, found, wanted))
+        assert labels.dtype == np.int64
+
+
 def test_digits_splits_are_disjoint_and_complete():
     train, val, _, _ = get_dataset(config("digits"))
     corner = [loader.dataset.images[:, 0, 2::4, 2::4] for loader in (train, val)]
@@ -139,7 +156,7 @@ def test_digits_are_normalised_and_not_mirrored():
 
 
 def test_digits_without_scikit_learn_say_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
     assert "pip install scikit-learn" in message_of(config("digits"))
 
 

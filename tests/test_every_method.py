@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.model_selection import train_test_split
 
 from mdistiller.dataset import digits, model_dict_for
 from mdistiller.distillers import distiller_dict
@@ -52,8 +53,10 @@ METHODS = [n for n in distiller_dict if not n.startswith(CROSSBATCH_PREFIX) and 
 def teacher(tmp_path_factory):
     """The file of a small network that knows the digits a little; its student's name is known."""
     folder = tmp_path_factory.mktemp("teacher")
+    images, labels = digits.read_in_order()
+    split = train_test_split(images, labels, test_size=VALIDATION, stratify=labels, random_state=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "VAL_SIZE", VALIDATION)
+        patch.setattr(digits, "read_digits", lambda: (split[::2], split[1::2]))
         networks = model_dict_for("digits")
         patch.setitem(networks, TEACHER, (lambda num_classes: SmallNet(24), None))
         patch.setitem(networks, STUDENT, (lambda num_classes: SmallNet(16), None))

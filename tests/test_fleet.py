@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import sklearn.datasets
 import torch
 
-from mdistiller.dataset import digits, model_dict_for
+from mdistiller.dataset import model_dict_for
 from mdistiller.distillers import KD, distiller_dict
 from mdistiller.engine import BaseTrainer
 from mdistiller.engine.cfg import experiment_name, load_cfg
@@ -31,7 +30,7 @@ from mdistiller.experiments.fleet.clock import MemberClock, SharedTime
 from mdistiller.experiments.fleet.fleet import Fleet, Member
 from mdistiller.experiments.fleet.sharing import SharedStream
 
-from .toys import SmallNet
+from .toys import SmallNet, few_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, VALIDATION, BATCH = 60, 20, 16
@@ -110,11 +109,7 @@ def _network(width: int, num_classes: int) -> SmallNet:
 @pytest.fixture(autouse=True, scope="module")
 def small_world():
     """Few digits, two distillers and two small networks more."""
-    everything = sklearn.datasets.load_digits()
-    few = {key: everything[key][:IMAGES] for key in ("images", "target")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: type(everything)(**few))
-        patch.setattr(digits, "VAL_SIZE", VALIDATION)
+    with pytest.MonkeyPatch.context() as patch, few_digits(IMAGES - VALIDATION, VALIDATION):
         patch.setitem(distiller_dict, "TEST_DROPOUT", Dropout)
         patch.setitem(distiller_dict, "TEST_RUDE", Rude)
         networks = model_dict_for("digits")

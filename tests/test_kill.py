@@ -17,6 +17,7 @@ from mdistiller.dataset import build_model
 from mdistiller.engine import trainer_dict
 
 from .commands import CONTEXT, as_started_anew
+from .toys import first_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 KD = ("DISTILLER.TYPE", "KD")
@@ -34,7 +35,7 @@ CASES = {
 if "gradnorm" in trainer_dict:
     CASES["GradNorm"] = ("gradnorm", "KD", ())
 KILLS = 20
-IMAGES = 500
+IMAGES, VALIDATION = 400, 100
 KILLS_PER_CASE = -(-KILLS // len(CASES))
 
 
@@ -43,15 +44,11 @@ def train_few(arguments: list[str], log: str) -> None:
 
     In a process group of its own, so that signals can be sent to it with its workers.
     """
-    import sklearn.datasets
-
     from mdistiller.commands.train import main
     from mdistiller.dataset import digits
 
-    everything = sklearn.datasets.load_digits()
-    few = {key: everything[key][:IMAGES] for key in ("images", "target")}
-    sklearn.datasets.load_digits = lambda: type(everything)(**few)
-    digits.VAL_SIZE = 100
+    few = first_digits(IMAGES, VALIDATION)
+    digits.read_digits = lambda: few
     os.setpgrp()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

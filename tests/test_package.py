@@ -64,6 +64,8 @@ import json, runpy, sys
 from mdistiller.experiments.estimate import Estimate
 Estimate._time = lambda *_: 1e-6
 for sys.argv in json.loads(sys.argv[1]):
+    # Neither trainings nor evaluations: they take longer to load than a short run takes.
+    assert not {"sklearn", "torch._dynamo", "torchvision"} & sys.modules.keys()
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import pytest
-import sklearn.datasets
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,16 +28,17 @@ def mostly_slow(cases, *always):
 @contextmanager
 def few_digits(images: int, validation: int):
     """Inside, the data set digits has so many images: the first ones, then those to validate."""
-    everything = sklearn.datasets.load_digits()
-    few = {key: everything[key][: images + validation] for key in ("images", "target")}
+    few = first_digits(images, validation)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: type(everything)(**few))
-        patch.setattr(digits, "VAL_SIZE", validation)
-        patch.setattr(
-            "sklearn.model_selection.train_test_split",
-            lambda rows, test_size, **_: (rows[:-test_size], rows[-test_size:]),
-        )
+        patch.setattr(digits, "read_digits", lambda: few)
         yield
+
+
+def first_digits(images: int, validation: int):
+    """What ``read_digits`` returns then."""
+    parts = slice(images), slice(images, images + validation)
+    pictures, labels = digits.read_in_order()
+    return tuple((pictures[part], labels[part]) for part in parts)
 
 
 class ToyNet(nn.Module):

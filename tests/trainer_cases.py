@@ -10,12 +10,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import sklearn.datasets
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,8 +28,6 @@ OLD_RUN = GOLDEN / "old_run"
 TEACHER = OLD_RUN / "teacher" / "student_latest"
 # Of the weights that a cross-batch run used.
 WEIGHTS = GOLDEN / "trainers_weights.jsonl"
-
-_load_digits = sklearn.datasets.load_digits
 
 Options = tuple[object, ...]
 
@@ -103,15 +98,8 @@ def train(prefix: Path, case: str) -> Path:
     options = ("LOG.PREFIX", prefix, "EXPERIMENT.NAME", name, "DISTILLER.TEACHER_CKPT", TEACHER)
     file = OLD_RUN / "stopped" / "config.yaml" if case == NOT_STOPPED else CONFIG
     cfg = load_cfg(file, [str(x) for x in (*options, *own)])
-    # Reading scikit-learn's text file takes longer than the training.
-    with mock.patch.object(sklearn.datasets, "load_digits", _digits):
-        run_training(cfg)
+    run_training(cfg)
     return prefix / "same_bits" / name
-
-
-@cache
-def _digits() -> Any:
-    return _load_digits()
 
 
 def measure(folder: Path) -> dict[str, Any]:

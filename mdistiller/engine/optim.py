@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
+from functools import cache
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,9 +18,25 @@ from mdistiller.registry import Registry
 optimizer_dict = Registry("optimizer (SOLVER.TYPE)")
 
 
+_Kind = TypeVar("_Kind", bound=Optimizer)
+
+
+@cache
+def _uncompiled(kind: type[_Kind]) -> type[_Kind]:
+    """``kind`` without what lets torch.compile look into it.
+
+    The first call of any of these methods would import the compiler, which takes nearly as long
+    as importing torch and serves nothing here.
+    """
+    methods = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    plain["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return cast(type[_Kind], type(kind.__name__, (kind,), plain))
+
+
 @optimizer_dict.register("SGD")
 def _sgd(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
-    return torch.optim.SGD(
+    return _uncompiled(torch.optim.SGD)(
         parameters,
         lr=solver.LR,
         momentum=solver.MOMENTUM,
@@ -29,7 +48,7 @@ def _sgd(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
 @optimizer_dict.register("AdamW")
 def _adamw(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
     # MOMENTUM is Adam's beta_1, the decay of its first moment.
-    return torch.optim.AdamW(
+    return _uncompiled(torch.optim.AdamW)(
         parameters,
         lr=solver.LR,
         betas=(solver.MOMENTUM, 0.999),
