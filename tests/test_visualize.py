@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import io
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +29,9 @@ from mdistiller.report.visualize import (
     embed,
 )
 from tools.visualize import main
+
+from . import commands
+from .test_rooms import modules
 
 ROOT = Path(__file__).resolve().parents[1]
 KD, VANILLA = (str(ROOT / "configs" / "digits" / f"{name}.yaml") for name in ("kd", "vanilla"))
@@ -277,27 +279,22 @@ def test_difference_names_every_class_while_there_is_room(classes, every_tick):
     assert bar.get_ylabel()
 
 
-def test_as_a_command_and_without_pyplot(tmp_path):
-    saved(tmp_path / "student", "resnet8")
-    saved(tmp_path / "teacher", "resnet20")
-    tool = ROOT / "tools" / "visualize.py"
-    # Leaves a trace if the tool has loaded pyplot, whose figures are global.
-    watch = (
-        f"import runpy, sys; sys.argv[0] = {str(tool)!r}; "
-        f"runpy.run_path({str(tool)!r}, run_name='__main__'); "
-        "print('pyplot' if 'matplotlib.pyplot' in sys.modules else 'no pyplot')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", watch, *arguments(tmp_path, images=str(MIN_IMAGES))],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_as_a_command(tmp_path):
+    saved(tmp_path / "student", "convnet12")
+    saved(tmp_path / "teacher", "convnet48")
+    words = arguments(tmp_path, images=str(MIN_IMAGES), opts=CONVNETS)
+    done = commands.run("visualize", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.splitlines()[-1] == "no pyplot"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("tsne.png", "correlation_difference.png")
     }
+
+
+def test_pyplot_whose_figures_are_global_is_not_imported(monkeypatch):
+    for name, path in modules().items():
+        assert "pyplot" not in path.read_text(encoding="utf-8"), name
+    # Nor by what draws: an import would fail here.
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    draw_difference(np.eye(3), "three classes").savefig(io.BytesIO())
+    draw_maps([("a", np.eye(3, 2))], np.arange(3), 3, "three images").savefig(io.BytesIO())
