@@ -39,17 +39,18 @@ def trained(tmp_path_factory) -> Path:
     """KD and its twin on digits, an epoch each, beside what else lies in a folder of runs."""
     prefix = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
-    torch.save({"model": build_model("digits", "resnet20", 10).state_dict()}, prefix / "teacher")
+    torch.save({"model": build_model("digits", "convnet12", 10).state_dict()}, prefix / "teacher")
     for name in ("kd", "crossbatch_kd"):
         opts = {
             "SOLVER.EPOCHS": 1,
             "SOLVER.LR_DECAY_STAGES": [],
             "SOLVER.DEVICE": "cpu",
-            "DATASET.SUBSET": 200,
+            "DATASET.SUBSET": 128,
             "LOG.PREFIX": prefix,
             "EXPERIMENT.PROJECT": "digits",
             "EXPERIMENT.NAME": name,
             "EXPERIMENT.SEED": 0,
+            "DISTILLER.TEACHER": "convnet12",
             "DISTILLER.TEACHER_CKPT": prefix / "teacher",
         }
         flat = [str(x) for item in opts.items() for x in item]

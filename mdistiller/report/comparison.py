@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from mdistiller.experiments.tables import Column
 from mdistiller.experiments.tables.layouts import Row
@@ -14,15 +13,6 @@ from mdistiller.experiments.tables.layouts import Row
 from .frame import curve
 from .results import Results
 from .statistics import Interval, Signs, mean_interval, sign_test
-
-_PAIR = ["column", "trial", "seed"]
-_COMPARED = [*_PAIR, "last_top1", "best_top1", "epochs", "machine", "history"]
-
-
-def paired(results: Results, row: str, other: str) -> pd.DataFrame:
-    """The trials that both rows have completed with the same seed, columns of ``other`` in _2."""
-    mine, theirs = (results.row(key)[_COMPARED] for key in (row, other))
-    return mine.merge(theirs, on=_PAIR, suffixes=("", "_2"))
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ def compare(results: Results, pairs: Iterable[tuple[Row, Row]], rule: str) -> li
     """
     found = []
     for row, other in pairs:
-        both = paired(results, row.key, other.key)
+        both = results.paired(row.key, other.key)
         gaps = both[f"{rule}_top1"] - both[f"{rule}_top1_2"]
         # In the order of the columns, as the runs are.
         differences = {k: g.to_numpy() for k, g in gaps.groupby(both["column"], sort=False)}
@@ -91,7 +81,7 @@ def costs(results: Results) -> Iterator[Cost]:
     """For every row with a baseline and every column with runs of both that can be compared."""
     columns = {column.key: column for column in results.columns}
     for row, other in results.compared:
-        both = paired(results, row.key, other.key)
+        both = results.paired(row.key, other.key)
         alike = both[(both["machine"] == both["machine_2"]) & (both["epochs"] == both["epochs_2"])]
         for key, matched in alike.groupby("column", sort=False):
             mine, theirs = (

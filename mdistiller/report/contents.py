@@ -63,6 +63,7 @@ def write_report(results: Results, out: str | Path | None = None, rule: str = "l
         MdistillerError: the folder cannot be written.
     """
     folder = results.root / FOLDER if out is None else Path(out)
+    write_files(folder, {})  # where it cannot be made, before all is drawn
     drawn = list(draw(tested(results), rule))
     document = build(results, rule, {d.name: Picture(d.name, d.caption) for d in drawn})
     images = {d.name: save(d.figure) for d in drawn}

@@ -22,6 +22,9 @@ PRINTED_DATASET = "cifar100"
 # The name of a table made of any folders.
 FOLDERS = "folders"
 
+_PAIR = ["column", "trial", "seed"]
+_COMPARED = [*_PAIR, "last_top1", "best_top1", "epochs", "machine", "history"]
+
 
 @dataclass(frozen=True)
 class Results:
@@ -65,6 +68,17 @@ class Results:
     def row(self, key: str) -> pd.DataFrame:
         """The complete runs of a row, by columns and trials."""
         return self._rows.get(key, self.done.iloc[:0])
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[str, str], pd.DataFrame]:
+        return {}
+
+    def paired(self, row: str, other: str) -> pd.DataFrame:
+        """The trials that both rows have completed with the same seed, columns of other in _2."""
+        if (row, other) not in self._pairs:
+            mine, theirs = (self.row(key)[_COMPARED] for key in (row, other))
+            self._pairs[row, other] = mine.merge(theirs, on=_PAIR, suffixes=("", "_2"))
+        return self._pairs[row, other]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str], pd.DataFrame]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special  # not stats, whose import takes most of a second
 
 Values = Sequence[float] | np.ndarray
 
@@ -107,7 +107,7 @@ def mean_interval(groups: Sequence[Values]) -> Interval | None:
     if error <= 1e-12 * max(np.abs(np.concatenate(filled)).max(), 1e-300):
         return Interval(mean, mean, mean, math.nan, math.nan, n)
     reach = t_reach(error, df)
-    p = float(2 * stats.t.sf(abs(mean) / error, df))
+    p = float(2 * special.stdtr(df, -abs(mean) / error))
     return Interval(mean, mean - reach, mean + reach, df, p, n)
 
 
@@ -144,7 +144,8 @@ def sign_test(differences: Values) -> Signs:
     found = np.asarray(differences, dtype=float)
     better, worse = int((found > 0).sum()), int((found < 0).sum())
     n = better + worse
-    p = float(stats.binomtest(better, n, 0.5).pvalue) if n else math.nan
+    # As many on the rarer side or fewer, and the same on the other side.
+    p = min(1.0, 2 * float(special.bdtr(min(better, worse), n, 0.5))) if n else math.nan
     return Signs(better, worse, len(found) - n, p)
 
 
