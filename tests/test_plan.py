@@ -217,7 +217,8 @@ def test_states_of_a_run(tmp_path):
 
 
 def test_a_dry_run_says_what_is_there_and_writes_nothing(tmp_path):
-    wanted = request(tmp_path, "SOLVER.BATCH_SIZE", "4", trials=2)
+    small = ("DISTILLER.TEACHER", "convnet12", "DISTILLER.STUDENT", "convnet12")
+    wanted = request(tmp_path, "SOLVER.BATCH_SIZE", "4", *small, trials=2)
     before = describe(wanted, workers=2, threads=1)
     assert not list(tmp_path.iterdir())
     assert "4 runs of 2 cells and 1 teachers (4 waiting)" in before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 
@@ -116,9 +116,12 @@ def test_methods_are_all_named_and_counted():
 # ---- the verdicts ----------------------------------------------------------------------------
 
 
+loaded = cache(partial(load_table, records=ROOT / "results"))
+
+
 @cache
 def compared(table: str, dataset: str) -> dict[tuple[str, str], Comparison]:
-    results = load_table(table, dataset, records=ROOT / "results")
+    results = loaded(table, dataset)
     pairs = list(results.compared)
     if "longer" in results.by_key:
         pairs.append((results.by_key["ours"], results.by_key["longer"]))
@@ -128,7 +131,7 @@ def compared(table: str, dataset: str) -> dict[tuple[str, str], Comparison]:
 @cache
 def times(table: str, dataset: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for cost in costs(load_table(table, dataset, records=ROOT / "results")):
+    for cost in costs(loaded(table, dataset)):
         found.setdefault(cost.row.key, []).append(cost.factor)
     return found
 

@@ -103,9 +103,9 @@ class Estimate:
         A checkpoint holds student, teacher and the student's momentum, and beside it lies the
         student alone.
         """
-        student = _size(*_key(cfg, cfg.DISTILLER.STUDENT))[1]
+        student = _bytes(*_key(cfg, cfg.DISTILLER.STUDENT))
         distils = cfg.DISTILLER.TYPE != "NONE"
-        teacher = _size(*_key(cfg, cfg.DISTILLER.TEACHER))[1] if distils else 0
+        teacher = _bytes(*_key(cfg, cfg.DISTILLER.TEACHER)) if distils else 0
         momenta = 2 if cfg.SOLVER.TYPE == "AdamW" else 1
         periodic = cfg.SOLVER.EPOCHS // cfg.LOG.SAVE_CHECKPOINT_FREQ
         return (2 + periodic) * ((2 + momenta) * student + teacher)
@@ -129,8 +129,8 @@ class Estimate:
         if key in self._timed:
             return self._timed[key]
         # In proportion to its size, when the time for timing is over.
-        rates = (seconds / _size(*other)[0] for other, seconds in self._timed.items())
-        return _size(*key)[0] * statistics.median(rates)
+        rates = (seconds / _macs(*other) for other, seconds in self._timed.items())
+        return _macs(*key) * statistics.median(rates)
 
     def _time(self, cfg: Config, name: str) -> float:
         """A third of a forward and a backward pass over a batch of random images, by image."""
@@ -157,9 +157,8 @@ def _measured(key: tuple[str, str, int], seconds: Mapping[str, float]) -> float:
     In proportion to multiply-accumulates where the images are of another size or the network was
     not measured.
     """
-    macs = _size(*key)[0]
     alike = [key[1]] if key[1] in seconds else list(seconds)
-    return macs * statistics.median(seconds[n] / _size("cifar100", n, 0)[0] for n in alike)
+    return _macs(*key) * statistics.median(seconds[n] / _macs("cifar100", n, 0) for n in alike)
 
 
 def passes_of(cfg: Config) -> float:
@@ -183,13 +182,18 @@ def _network(dataset: str, name: str, size: int) -> nn.Module:
 
 
 @cache
-def _size(dataset: str, name: str, size: int) -> tuple[int, int]:
-    """Multiply-accumulates of one image, and bytes of the state, of a network without memory."""
+def _macs(dataset: str, name: str, size: int) -> int:
+    """Multiply-accumulates of one image; to count them takes longer than to time some steps."""
     with torch.device("meta"):
-        model = _network(dataset, name, size).eval()
-    state = model.state_dict().values()
-    macs = count_macs(model, image_size(dataset, size))
-    return macs, sum(v.numel() * v.element_size() for v in state)
+        return count_macs(_network(dataset, name, size).eval(), image_size(dataset, size))
+
+
+@cache
+def _bytes(dataset: str, name: str, size: int) -> int:
+    """Of a network's state."""
+    with torch.device("meta"):
+        state = _network(dataset, name, size).state_dict().values()
+    return sum(v.numel() * v.element_size() for v in state)
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
