@@ -32,11 +32,14 @@ from tools.visualize import main
 
 from . import commands
 from .test_rooms import modules
+from .toys import few_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 KD, VANILLA = (str(ROOT / "configs" / "digits" / f"{name}.yaml") for name in ("kd", "vanilla"))
 
 
+# To validate on where all of them are drawn; t-SNE takes seconds for all 450.
+IMAGES = 120
 # Of other sizes than each other, and a thirtieth of the computations of what the files name.
 CONVNETS = "DISTILLER.STUDENT convnet12 DISTILLER.TEACHER convnet48"
 
@@ -79,16 +82,17 @@ def test_both_pictures_of_all_images(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "_save", save_and_keep)
     student = saved(tmp_path / "student", "convnet12")
     teacher = saved(tmp_path / "teacher", "convnet48")
-    main(arguments(tmp_path, opts=CONVNETS))
+    with few_digits(64, IMAGES):
+        main(arguments(tmp_path, opts=CONVNETS))
+        a, b = (np.corrcoef(validation_logits(network).T) for network in (student, teacher))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path}/out/tsne.png: features of 450 validation images"
-    a, b = (np.corrcoef(validation_logits(network).T) for network in (student, teacher))
+    assert lines[0] == f"{tmp_path}/out/tsne.png: features of {IMAGES} validation images"
     assert lines[1].startswith(f"{tmp_path}/out/correlation_difference.png: ")
     assert float(lines[1].split()[-1]) == pytest.approx(abs(a - b).mean(), abs=6e-5)
     for name in ("tsne.png", "correlation_difference.png"):
         assert min(png_size(tmp_path / "out" / name)) >= 600
     maps, difference = figures
-    assert "450 validation images of digits" in maps.get_suptitle()
+    assert f"{IMAGES} validation images of digits" in maps.get_suptitle()
     assert [axes.get_title() for axes in maps.axes] == ["student convnet12", "teacher convnet48"]
     heat = difference.axes[0]
     for words in ("student convnet12", "teacher convnet48", "digits", lines[1].split()[-1]):
@@ -121,9 +125,10 @@ def test_the_same_seed_draws_the_same_pictures_and_another_seed_other_images(tmp
 
 
 def test_a_student_that_equals_its_teacher_does_not_differ(tmp_path, capsys):
-    saved(tmp_path / "student", "resnet8")
-    teacher = f"DISTILLER.TEACHER resnet8 DISTILLER.TEACHER_CKPT {tmp_path}/student"
-    main(arguments(tmp_path, images=str(MIN_IMAGES), opts=teacher))
+    saved(tmp_path / "student", "convnet12")
+    teacher = f"DISTILLER.TEACHER convnet12 DISTILLER.TEACHER_CKPT {tmp_path}/student"
+    opts = f"DISTILLER.STUDENT convnet12 {teacher}"
+    main(arguments(tmp_path, images=str(MIN_IMAGES), opts=opts))
     assert capsys.readouterr().out.endswith(" 0.0000\n")
 
 
