@@ -19,13 +19,17 @@ def for_each(*cases: Cases) -> Callable[[Callable], Callable]:
             a function that gives it once the test runs; what further parameters name are fixtures.
     """
 
+    def rows() -> list[tuple]:
+        found = list(zip(*(each() if callable(each) else each for each in cases), strict=True))
+        assert found, "a test of no cases cannot fail"
+        return found
+
+    known = None if any(map(callable, cases)) else rows()
+
     def decorate(test: Callable) -> Callable:
         def loop(**fixtures: Any) -> None:
-            found = (each() if callable(each) else each for each in cases)
-            rows = list(zip(*found, strict=True))
-            assert rows, "a test of no cases cannot fail"
             failed: dict[str, BaseException] = {}
-            for row in rows:
+            for row in known or rows():
                 try:
                     test(*row, **fixtures)
                 except (Exception, pytest.fail.Exception) as error:

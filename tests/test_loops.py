@@ -28,3 +28,8 @@ def test_every_case_that_fails_is_named():
     assert "0: " not in str(found.value)
     with pytest.raises(AssertionError, match="no cases"):
         for_each([])
+    with pytest.raises(AssertionError, match="no cases"):
+        for_each(lambda: [])(print)()
+    seen = []
+    for_each(lambda: "ab", [1, 2])(lambda letter, number: seen.append((letter, number)))()
+    assert seen == [("a", 1), ("b", 2)]
