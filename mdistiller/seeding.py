@@ -33,7 +33,10 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # where it keeps the text of its stack for each kind of device that is not there
+        torch.default_generator.manual_seed(seed)
 
 
 def global_state() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 # Deterministic examples: a test that fails must fail again.
-for profile, examples in (("repeatable", 30), ("thorough", 120)):  # the latter in make test-slow
+for profile, examples in (("repeatable", 20), ("thorough", 120)):  # the latter in make test-slow
     hypothesis.settings.register_profile(
         profile, derandomize=True, deadline=None, max_examples=examples, database=None
     )

@@ -29,7 +29,7 @@ def test_every_case_that_fails_is_named():
     with pytest.raises(AssertionError, match="no cases"):
         for_each([])
     with pytest.raises(AssertionError, match="no cases"):
-        for_each(lambda: [])(print)()
+        for_each(list)(print)()
     seen = []
     for_each(lambda: "ab", [1, 2])(lambda letter, number: seen.append((letter, number)))()
     assert seen == [("a", 1), ("b", 2)]

@@ -119,6 +119,7 @@ def test_a_finished_run_of_an_earlier_version_without_records_says_so(tmp_path):
 
 def test_another_repositorys_git_dir_is_not_ours(tmp_path, monkeypatch):
     own = source_commit()
+    source_commit.cache_clear()
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))

@@ -15,7 +15,6 @@ from mdistiller.engine.cfg import CFG
 from mdistiller.models import cifar_model_dict
 
 from .golden_rules import fill, golden_json, images
-from .toys import mostly_slow
 
 GOLDEN = golden_json("trajectory")
 STEPS, BATCH = GOLDEN["setting"]["steps"], GOLDEN["setting"]["batch"]
@@ -101,13 +100,14 @@ def train(distiller, pair: str, method: str):
         yield values, norm(distiller.student.parameters())
 
 
-@pytest.mark.parametrize("method", [m for m in GOLDEN["pairs"][SMALL]["methods"] if m != "KD"])
+@pytest.mark.parametrize("method", GOLDEN["pairs"][SMALL]["methods"])
 def test_the_first_steps(method):
     """Of which the second shows what the first has made of the weights, and its update momentum."""
     follow(SMALL, method, 2)
 
 
-@pytest.mark.parametrize("run", mostly_slow(RUNS, f"{SMALL} KD"))
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
 def test_ten_steps(run):
     pair, method = run.split()
     distiller = follow(pair, method, STEPS)

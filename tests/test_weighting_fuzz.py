@@ -13,7 +13,7 @@ from torch import Tensor
 from mdistiller.weighting import READINGS, CrossBatchWeighting, combine, gramian
 
 # Of the profile: each is cheap, and there are many ways to be odd.
-MANY = 4 * settings.default.max_examples
+MANY = 5 * settings.default.max_examples
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 KINDS = ["random", "constant", "one number", "zero", "denormal", "parallel", "opposite", "nearly"]
 

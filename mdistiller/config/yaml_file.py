@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,20 @@ def read_with_bases(path: Path) -> list[tuple[Path, Items]]:
 
 def _read(path: Path) -> Items:
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
-        root = loader.get_single_node()
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return [(k, list(v) if isinstance(v, list) else v) for k, v in _parsed(path, text)]
+
+
+# A plan reads the same bases for each of its runs.
+@lru_cache(maxsize=256)
+def _parsed(path: Path, text: str) -> Items:
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

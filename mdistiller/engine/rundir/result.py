@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -73,8 +74,12 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}: {platform.processor() or platform.machine()}"
 
 
+@cache
 def source_commit() -> str | None:
-    """The commit of the checkout this package is in, "-dirty" if changed; None outside one."""
+    """The commit of the checkout this package is in, "-dirty" if changed; None outside one.
+
+    As it was when a process first asked: what trains is the code that was loaded then.
+    """
     root = checkout()
     if root is None:
         return None
