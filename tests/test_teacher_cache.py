@@ -33,6 +33,8 @@ from .toys import few_digits
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, VALIDATION = 20, 8
 VARIANTS = 81
+# Asked for thousands of images, by the code under test and here.
+TEACHER = "convnet12"
 CROSS = ("SOLVER.TRAINER", "crossbatch")
 CHOSEN = ("DATASET.SUBSET", 12, "DATASET.HOLDOUT", 4, "DATASET.VALIDATE", "test")
 ON_ALL = ("DATASET.TRAIN_ON_HOLDOUT", True, "DATASET.LABEL_NOISE", 0.4)
@@ -49,8 +51,8 @@ def small_world():
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> Path:
     torch.manual_seed(5)
-    path = tmp_path_factory.mktemp("teacher") / "resnet8"
-    network = build_model("digits", "resnet8", 10)
+    path = tmp_path_factory.mktemp("teacher") / "teacher"
+    network = build_model("digits", TEACHER, 10)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # as if it had been trained
             module.running_mean.normal_(std=0.1)
@@ -63,7 +65,7 @@ def teacher(tmp_path_factory) -> Path:
 def base(tmp_path_factory, teacher) -> list[str]:
     return [
         *("LOG.PREFIX", str(tmp_path_factory.mktemp("runs")), "SOLVER.BATCH_SIZE", "8"),
-        *("DISTILLER.STUDENT", "convnet12", "DISTILLER.TEACHER", "resnet8"),
+        *("DISTILLER.STUDENT", "convnet12", "DISTILLER.TEACHER", TEACHER),
         *("DISTILLER.TEACHER_CKPT", str(teacher), "SOLVER.DEVICE", "cpu"),
         *("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[]"),
     ]
@@ -107,7 +109,7 @@ def by_hand(base, teacher):
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in recipe)
     scale, shift = (1 / (255 * std)).float(), (-mean / std).float()
     images = torch.stack(crops).float() * scale + shift
-    network = build_model("digits", "resnet8", 10).to(memory_format=torch.channels_last)
+    network = build_model("digits", TEACHER, 10).to(memory_format=torch.channels_last)
     network.load_state_dict(torch.load(teacher)["model"])
     run = FrozenTeacher(network.eval(), fold=True, bf16=False)
     logits, pooled = [], []
@@ -138,7 +140,7 @@ def test_the_answers_are_the_teachers_bit_by_bit(full, by_hand):
     found = file.split(file.rows(everything // VARIANTS, everything % VARIANTS))
     assert torch.equal(found["logits"], logits)
     assert torch.equal(found["pooled_feat"], pooled)
-    assert found["last_map"].shape == (len(images), 64, 8, 8)
+    assert found["last_map"].shape == (len(images), 48, 4, 4)
     assert not any(file.damaged(block) for block in range(file.header.blocks))
 
 
@@ -357,7 +359,7 @@ def test_a_method_that_asks_for_more_than_it_says_is_one_line(base, full, monkey
     trainer = build_trainer(config(base, "DISTILLER.TYPE", "SP", "DISTILLER.TEACHER_CACHE", full))
     recall, rows = trainer.distiller.recall, CacheFile(full).rows(*torch.zeros(2, 1).long())
     _, features = recall(rows)
-    assert features["feats"][-1].shape == (1, 64, 8, 8) and len(features["feats"][-1:]) == 1
+    assert features["feats"][-1].shape == (1, 48, 4, 4) and len(features["feats"][-1:]) == 1
     with pytest.raises(ConfigError, match="last map only"):
         features["feats"][1]
     with pytest.raises(ConfigError, match="asks for 'preact_feats'"):
@@ -374,11 +376,11 @@ def test_the_tool_fills_goes_on_and_says_how_to_use_it(base, tmp_path, capsys, m
     cache_teacher.main([*arguments, "--dtype", "fp16", "--shard", "0/2"])
     printed = capsys.readouterr().out
     # Of all images, whatever is chosen.
-    assert "resnet8's logits of 81 variants of 20 images of digits, fp16" in printed
+    assert f"{TEACHER}'s logits of 81 variants of 20 images of digits, fp16" in printed
     assert "3 blocks are left to other processes" in printed
     cache_teacher.main([*arguments, "--dtype", "fp16", "--verify"])
     printed = capsys.readouterr().out
-    (path,) = (tmp_path / "teacher_caches").glob("digits-resnet8-*-fp16.cache")
+    (path,) = (tmp_path / "teacher_caches").glob(f"digits-{TEACHER}-*-fp16.cache")
     assert "3 of 3 missing blocks" in printed and "7 blocks are as they were written" in printed
     assert f"train with DISTILLER.TEACHER_CACHE {path}" in printed
     run_training(config(base, *small, "DISTILLER.TEACHER_CACHE", path, "EXPERIMENT.NAME", "half"))
@@ -419,7 +421,7 @@ def test_several_processes_share_the_blocks(base, tmp_path, capsys):
     images = write_digits(tmp_path / "images", 2, 1)
     arguments += ["DATASET.TYPE", "image_folder", "DATASET.ROOT", str(images)]
     arguments += ["DATASET.IMAGE_SIZE", "32", "DISTILLER.STUDENT", "convnet12"]
-    arguments += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_FAULT", "random"]
+    arguments += ["DISTILLER.TEACHER", TEACHER, "DISTILLER.TEACHER_FAULT", "random"]
     arguments += ["SOLVER.DEVICE", "cpu", "DATASET.SUBSET", "4"]
     one, two = tmp_path / "one", tmp_path / "two"
     cache_teacher.main([*arguments, "--out", str(two), "--workers", "2", "--parts", "logits"])
