@@ -63,7 +63,7 @@ def build(tmp_path, teacher, name: str, *opts, trainer: str = "base"):
 
 
 def test_simkds_student_is_the_network_of_record(tmp_path, teacher):
-    trainer = build(tmp_path, teacher, "SIMKD")
+    trainer = build(tmp_path, teacher, "SIMKD", "DATASET.SUBSET", 256)
     distiller, image = trainer.distiller, torch.randn(4, 3, 32, 32)
     assert isinstance(distiller.student, ReusedClassifier)
     result = trainer.train()

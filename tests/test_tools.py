@@ -35,19 +35,6 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def run(tool: str, *arguments: object) -> subprocess.CompletedProcess:
-    """In a process that is Python from its very beginning to its end."""
-    return subprocess.run(
-        command(f"{tool}.py", *arguments),
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def train(prefix: Path, cfg: str, *arguments: object) -> subprocess.CompletedProcess:
     words = ("--cfg", f"{DIGITS}/{cfg}.yaml", "LOG.PREFIX", prefix, *arguments)
     return commands.run("train", *words, env=environment())
@@ -162,8 +149,7 @@ def test_bad_input_is_one_line_and_a_status(case, tmp_path, capsys):
             main(arguments)
         done = subprocess.CompletedProcess(arguments, end.value.code, *capsys.readouterr())
     else:
-        # Started anew where only that shows what comes before the tool's own code.
-        done = (run if case == "no configuration" else commands.run)("train", *arguments)
+        done = commands.run("train", *arguments)
     assert done.returncode == status, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
