@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,14 +20,12 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
-from mdistiller.cli import exit_on_error
 from mdistiller.dataset import FolderLoader
 from mdistiller.dataset._folder import leave_out_broken
 from mdistiller.distillers import Vanilla
 from mdistiller.engine import BaseTrainer
 from mdistiller.errors import DataError, MdistillerError, NonFiniteError, explained
 
-from . import commands
 from .test_tools import ROOT, environment
 from .toys import CLASSES, ToyNet, batches, config
 
@@ -264,25 +261,31 @@ def test_a_mistake_in_a_method_is_shown_as_what_it_is(tmp_path):
         assert explained(error) is None
 
 
-def program(tmp_path: Path, arguments: tuple) -> None:
-    """A tool's main function, in a process of its own."""
-    os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
-    commands.as_started_anew()
-    exit_on_error(lambda: trainer(tmp_path, *arguments).train())()
+PROGRAM = """
+import sys
+from pathlib import Path
+from mdistiller.cli import exit_on_error
+from tests.test_workers import trainer, killed
+exit_on_error(lambda: trainer(Path(sys.argv[1]), *eval(sys.argv[2])).train())()
+"""
 
 
 @pytest.mark.parametrize(
-    "arguments", [(killed, 2), pytest.param((None, 1, 24), marks=pytest.mark.slow)]
+    "arguments", ["(killed, 2)", pytest.param("(None, 1, 24)", marks=pytest.mark.slow)]
 )
 def test_the_process_ends(tmp_path, arguments):
     """Workers outlive one SIGTERM, so whoever waits for them must end them itself."""
-    process = commands.CONTEXT.Process(target=program, args=(tmp_path, arguments))
-    process.start()
-    process.join(120)
-    said = (tmp_path / "stderr").read_text()
-    assert process.exitcode == 1, said
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), arguments],
+        cwd=ROOT,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
 
 
 SHORT_OF_MEMORY = """
