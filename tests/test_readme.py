@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from mdistiller.config import load_cfg
 from mdistiller.distillers import distiller_dict
-from mdistiller.experiments.tables import insurance as study
 from mdistiller.report import load_table
 from mdistiller.report.comparison import Comparison, compare, costs
 from mdistiller.report.numbers import bounds, fixed
