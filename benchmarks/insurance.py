@@ -49,11 +49,13 @@ class Study:
 
     Args:
         data: DATASET.ROOT; the set of the teacher of other fonts is in its subfolder other_fonts.
-        out: of all tasks' runs.
+        out: of all tasks' runs; None to read those on record alone.
         records: a folder of records; what is on record is done.
     """
 
-    def __init__(self, task: str, data: Path, out: Path, records: Path | None = None) -> None:
+    def __init__(
+        self, task: str, data: Path, out: Path | None, records: Path | None = None
+    ) -> None:
         self.task, self.data, self.out, self.records = task, data, out, records
         runs = read_runs(records) if records else []
         ours = (run for run in runs if run.table == TABLE and run.state == "done")
@@ -72,8 +74,8 @@ class Study:
 
     def result(self, name: str) -> dict[str, Any] | None:
         """``result.json`` of a run; None while it is not done."""
-        file = self.folder(name) / "result.json"
-        if file.exists():
+        file = None if self.out is None else self.folder(name) / "result.json"
+        if file is not None and file.exists():
             return json.loads(file.read_text(encoding="utf-8"))
         recorded = self._recorded.get(f"{self.task}/{name}")
         return recorded and recorded.result

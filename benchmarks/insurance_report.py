@@ -127,6 +127,11 @@ class Found:
         return max(scales, key=lambda key: -math.inf if math.isnan(means[key]) else means[key])
 
 
+def recorded(task: str, records: Path) -> Found:
+    """What is on record of a task, whatever folders of runs there are."""
+    return Found(Study(task, Path(), None, records))
+
+
 def mean(trials: Trials) -> float:
     return float(np.mean(list(trials.values()))) if trials else math.nan
 
@@ -250,12 +255,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.page and not args.records:
         parser.error("--page is made of --records")
-    out = Path() if args.page else args.out  # a page is of records alone
-    tasks = {task: Found(Study(task, Path(), out, args.records)) for task in study.TASKS}
     if args.page:
+        tasks = {task: recorded(task, args.records) for task in study.TASKS}
         args.page.write_text(page(tasks), encoding="utf-8")
-    else:
-        print("\n".join(tables(tasks)))
+        return
+    tasks = {task: Found(Study(task, Path(), args.out, args.records)) for task in study.TASKS}
+    print("\n".join(tables(tasks)))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,11 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    seed_torch(seed)
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's global generators (all devices)."""
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:  # where it keeps the text of its stack for each kind of device that is not there

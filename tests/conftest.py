@@ -12,6 +12,8 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from mdistiller.seeding import seed_torch  # noqa: E402
+
 # Deterministic examples: a test that fails must fail again.
 for profile, examples in (("repeatable", 20), ("thorough", 120)):  # the latter in make test-slow
     hypothesis.settings.register_profile(
@@ -28,5 +30,4 @@ os.environ["WANDB_MODE"] = "offline"
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    # Without a GPU, torch.manual_seed keeps the text of its stack for each kind that is not there.
-    (torch if torch.cuda.is_available() else torch.default_generator).manual_seed(0)
+    seed_torch(0)

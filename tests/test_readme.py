@@ -25,8 +25,7 @@ from .commands import ROOT
 from .toys import networks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from insurance import Study
-from insurance_report import Found, Part, differences
+from insurance_report import Part, differences, recorded
 from insurance_report import main as report_insurance
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -179,7 +178,7 @@ def test_the_verdicts_are_those_of_the_records():
     assert f"{min(counts)} to {max(counts)} trials" in section("What the weighting does")
     # The insurance study has not all its trials yet, and says so.
     ((situation, claim, cost),) = rows[len(SOURCES) :]
-    found = Found(Study("glyphs", Path(), Path(), ROOT / "results"))
+    found = recorded("glyphs", ROOT / "results")
     values = [
         differences(found, Part(setting, "insured_supervised", other, margin=0.0))
         for setting, other in INSURED
@@ -188,7 +187,7 @@ def test_the_verdicts_are_those_of_the_records():
     numbers = [f"{fixed(one.mean, sign=True)} {bounds(one)}" for one in reached]
     assert re.findall(r"[−+][\d.]+ \[[^]]*\]", claim) == numbers
     (trials,) = {len(v) for v in values}
-    other_task = Found(Study("fashion_mnist", Path(), Path(), ROOT / "results"))
+    other_task = recorded("fashion_mnist", ROOT / "results")
     assert not other_task.trials("clean", "kd")  # or else the row is about one task of two
     assert "interim" in situation
     assert f"{trials} trials, **not yet tested**" in claim

@@ -17,8 +17,7 @@ from mdistiller.experiments.tables import insurance as study
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from insurance import Study  # noqa: E402
-from insurance_report import Found, interval  # noqa: E402
+from insurance_report import Found, interval, recorded  # noqa: E402
 
 # Colour and mark of each arm, in the order in which they stand below each other.
 ARMS = {
@@ -72,7 +71,7 @@ def draw_task(axes: Axes, found: Found, title: str) -> None:
 
 def draw(records: Path = ROOT / "results") -> Figure:
     """A panel a task that has results."""
-    known = {task: Found(Study(task, Path(), Path(), records)) for task in study.TASKS}
+    known = {task: recorded(task, records) for task in study.TASKS}
     known = {task: found for task, found in known.items() if drawn_settings(found)}
     rows = [len(drawn_settings(found)) for found in known.values()]
     size = (6.6, 0.62 * sum(rows) + 0.9 * len(rows) + 0.6)

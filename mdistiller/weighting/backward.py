@@ -82,16 +82,7 @@ def cross_batch_backward(
     _write_reference(rows, reference, weighting, scale, add=part.begun)
     if scale is not None:
         supervised, distillation = supervised * scale, distillation * scale
-    try:
-        rows.write(CE, supervised, retain_graph=True, add=part.begun)
-        rows.write(KD, distillation, retain_graph=retain_graph, add=part.begun)
-    except RuntimeError as error:
-        if "donated buffer" not in str(error):
-            raise
-        raise RuntimeError(
-            "torch.compile has given the graph's memory away after one backward pass, and two are "
-            "needed; set torch._functorch.config.donated_buffer = False before compiling"
-        ) from error
+    _write_losses(rows, supervised, distillation, retain_graph, add=part.begun)
     part.begun = accumulate
     if accumulate:
         return None
@@ -103,6 +94,21 @@ def cross_batch_backward(
         scale=scale,
     )
     return solved
+
+
+def _write_losses(
+    rows: Rows, supervised: Tensor, distillation: Tensor, retain_graph: bool, add: bool
+) -> None:
+    try:
+        rows.write(CE, supervised, retain_graph=True, add=add)
+        rows.write(KD, distillation, retain_graph=retain_graph, add=add)
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise RuntimeError(
+            "torch.compile has given the graph's memory away after one backward pass, and two are "
+            "needed; set torch._functorch.config.donated_buffer = False before compiling"
+        ) from error
 
 
 def weigh(
