@@ -124,12 +124,13 @@ def test_a_long_epoch_shows_signs_of_life_without_a_terminal(monkeypatch, capsys
     assert not Seldom(1.0).due()
 
 
-def test_log_works_after_standard_output_was_closed(monkeypatch):
+def test_log_works_after_standard_output_was_closed(monkeypatch, capsys):
     closed = io.StringIO()
     closed.close()
     for stream in (closed, None, Broken()):
         monkeypatch.setattr(sys, "stdout", stream)
         log("to nobody")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_gone_reader_ends_a_printing_tool_silently(monkeypatch, capsys):
