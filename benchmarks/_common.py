@@ -116,7 +116,8 @@ def teacher_cost(pair: Sequence[str]) -> float:
     macs = []
     for name in pair:
         with torch.device("meta"):
-            macs.append(count_macs(build_model("cifar100", name, CLASSES).eval(), SIZE))
+            network = build_model("cifar100", name, CLASSES).eval()
+        macs.append(count_macs(network, SIZE))
     return macs[0] / macs[1]
 
 

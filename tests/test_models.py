@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdistiller.errors import CheckpointError, UnknownNameError
+from mdistiller.listing import count_macs
 from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
 from mdistiller.models._common import channel_shuffle
 from mdistiller.models.cifar.convnet import ConvNet
@@ -465,3 +466,28 @@ def test_pretrained_needs_imagenets_classes(download: dict[str, Any]) -> None:
 def test_mobilenet_v1_has_no_published_weights() -> None:
     with pytest.raises(CheckpointError, match="no published weights for MobileNetV1"):
         imagenet_model_dict["MobileNetV1"](pretrained=True)
+
+
+def test_multiply_accumulates_are_those_of_torchs_counter():
+    """Also of networks that call the functions themselves, or cannot do without an image."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, 2, groups=1)
+            self.weight = nn.Parameter(torch.randn(8, 4, 3, 3))
+            self.register_buffer("order", torch.arange(7).flip(0))
+            self.scale = torch.ones(4, 1, 1)  # neither a parameter nor a buffer
+            self.head = nn.Linear(4 * 5 * 5, 10)
+
+        def forward(self, x):
+            maps = self.stem(x)[:, :, self.order]
+            maps = nn.functional.conv2d(maps, self.weight, groups=2)[:, :4] * self.scale
+            return self.head(maps.view(x.shape[0], -1))
+
+    for build in (Own, cifar_model_dict["ShuffleV2"][0]):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            build().eval()(torch.zeros(1, 3, 16, 16))
+        with torch.device("meta"):
+            network = build().eval()
+        assert count_macs(network, 16) == counter.get_total_flops() // 2

@@ -92,8 +92,8 @@ def test_seeds_differ(tmp_path):
 
 
 def test_interrupted_run_resumes_to_the_same_bits(tmp_path):
-    # Long enough to be stopped after its first epoch: it takes a second.
-    opts = (*CHEAP[2:], "SOLVER.EPOCHS", "12", "EXPERIMENT.NAME", "x")
+    # Long enough to be stopped after its first epoch, which takes a third of a second.
+    opts = (*CHEAP[2:], "SOLVER.EPOCHS", "8", "EXPERIMENT.NAME", "x")
     assert train(tmp_path / "whole", "vanilla", *opts).returncode == 0
     folder = tmp_path / "part" / "digits" / "x"
     words = ("--cfg", f"{DIGITS}/vanilla.yaml", "LOG.PREFIX", tmp_path / "part", *opts)

@@ -183,9 +183,10 @@ def _network(dataset: str, name: str, size: int) -> nn.Module:
 
 @cache
 def _macs(dataset: str, name: str, size: int) -> int:
-    """Multiply-accumulates of one image; to count them takes longer than to time some steps."""
+    """Multiply-accumulates of one image."""
     with torch.device("meta"):
-        return count_macs(_network(dataset, name, size).eval(), image_size(dataset, size))
+        network = _network(dataset, name, size).eval()
+    return count_macs(network, image_size(dataset, size))
 
 
 @cache
