@@ -18,7 +18,7 @@ from mdistiller.errors import CheckpointError, MdistillerError, NonFiniteError
 from mdistiller.models import cifar_model_dict
 
 from .golden_rules import fill, golden_json, images, labels, normal
-from .toys import ToyNet, batches, config, loader, networks
+from .toys import ToyNet, batches, config, loader, mostly_slow, networks
 
 CrossBatchKD = distiller_dict["CROSSBATCH_KD"]
 GOLDEN = golden_json("trainer")
@@ -74,7 +74,7 @@ def check_log(found: list[dict], expected: list[dict], tolerance: dict) -> None:
             assert a[key] == pytest.approx(b[key], abs=200 / samples)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", mostly_slow(RUNS, "base|NONE", "base|KD", "dot|KD", "crd|CRD"))
 def test_run_equals_mdistillers(name, tmp_path):
     golden = GOLDEN["runs"][name]
     trainer = golden_trainer(name, tmp_path)

@@ -22,7 +22,7 @@ _Kind = TypeVar("_Kind", bound=Optimizer)
 
 
 @cache
-def _uncompiled(kind: type[_Kind]) -> type[_Kind]:
+def uncompiled(kind: type[_Kind]) -> type[_Kind]:
     """``kind`` without what lets torch.compile look into it.
 
     The first call of any of these methods would import the compiler, which takes nearly as long
@@ -36,7 +36,7 @@ def _uncompiled(kind: type[_Kind]) -> type[_Kind]:
 
 @optimizer_dict.register("SGD")
 def _sgd(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
-    return _uncompiled(torch.optim.SGD)(
+    return uncompiled(torch.optim.SGD)(
         parameters,
         lr=solver.LR,
         momentum=solver.MOMENTUM,
@@ -48,7 +48,7 @@ def _sgd(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
 @optimizer_dict.register("AdamW")
 def _adamw(parameters: Iterable[nn.Parameter], solver: Config) -> Optimizer:
     # MOMENTUM is Adam's beta_1, the decay of its first moment.
-    return _uncompiled(torch.optim.AdamW)(
+    return uncompiled(torch.optim.AdamW)(
         parameters,
         lr=solver.LR,
         betas=(solver.MOMENTUM, 0.999),

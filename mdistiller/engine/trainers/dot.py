@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from mdistiller.config import Config
 from mdistiller.engine.batch import Batch, StepResult
+from mdistiller.engine.optim import uncompiled
 from mdistiller.errors import ConfigError
 
 from .base import BaseTrainer
@@ -123,7 +124,7 @@ class DOTTrainer(BaseTrainer):
 
     def init_optimizer(self, cfg: Config) -> DistillationOrientedTrainer:
         solver = cfg.SOLVER
-        return DistillationOrientedTrainer(
+        return uncompiled(DistillationOrientedTrainer)(
             self.distiller.get_learnable_parameters(),
             lr=solver.LR,
             momentum=solver.MOMENTUM - solver.DOT.DELTA,
