@@ -89,7 +89,7 @@ def test_runs_in_a_fleet_have_the_same_bits(alone, tmp_path):
 
 def test_bf16_goes_nearly_the_same_way(alone, tmp_path):
     if DEVICE == "cpu" and not has_native_bf16(torch.device("cpu")):
-        pytest.skip("this CPU takes eight times as long in bf16")
+        pytest.skip("this CPU emulates bf16")
     trainer = build_trainer(config(tmp_path, "a", *CROSS, "SOLVER.AMP", "bf16"))
     before = student(trainer)
     trainer.train()

@@ -229,7 +229,7 @@ CORE: dict[str, Settings] = {
             "off",
             one_of("off", "bf16", "auto"),
             "bf16: the networks in bfloat16, see [performance](performance.md); auto: where the "
-            "hardware computes in it (a CPU without AVX512-BF16 or AMX takes eight times as long)",
+            "hardware computes in it (a CPU without AVX512-BF16 or AMX takes much longer)",
         ),
         "CHANNELS_LAST": Setting(True, doc="memory layout, see [performance](performance.md)"),
         "FOLD_TEACHER": Setting(
