@@ -104,6 +104,8 @@ class Study:
         """Add all runs that are done to the records; returns how many were new."""
         new = 0
         for file in sorted((self.out / self.task).glob("*/result.json")):
+            if f"{self.task}/{file.parent.name}" in self._recorded:
+                continue  # to find that out by append_run reads all records again
             record = record_of(Job.from_folder(file.parent), "done", TABLE)
             new += append_run(self.records, record)
         return new
