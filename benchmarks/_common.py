@@ -33,12 +33,17 @@ from mdistiller.listing import count_macs  # noqa: E402
 CLASSES, SIZE = 100, 32
 
 
-def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, with those that benchmarks have in common; threads and memory are set."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that benchmarks have in common."""
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", action="store_true")
+
+
+def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with the common ones; threads and memory are set."""
+    add_options(parser)
     args = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(args.threads)

@@ -162,11 +162,8 @@ def parse() -> argparse.Namespace:
     add("--cell-repeats", type=int, default=3, help="rounds of whole cells, 0 for none (default 3)")
     add("--images", type=int, default=640, help="training images of a cell (default 640)")
     add("--val-images", type=int, default=128)
-    add("--threads", type=int, default=2)
-    add("--device", default="cpu")
     add("--cpu-time", action="store_true", help="CPU seconds: for one thread on a busy machine")
-    add("--json", type=Path, metavar="FILE")
-    add("--markdown", action="store_true")
+    common.add_options(parser)
     args = parser.parse_args()
     if args.size < 2:
         parser.error(f"--size must be 2 or greater, not {args.size}")

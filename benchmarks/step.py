@@ -289,15 +289,12 @@ def parse() -> argparse.Namespace:
     add("--batch-size", type=int, default=64)
     add("--repeats", type=int, default=10, help="rounds (default 10)")
     add("--steps", type=int, default=3, help="steps of a variant in a round (default 3)")
-    add("--threads", type=int, default=2)
-    add("--device", default="cpu")
     add("--cpu-time", action="store_true", help="CPU seconds: for one thread on a busy machine")
     add("--no-memory", action="store_true", help="leave out the peak memory")
-    add("--json", type=Path, metavar="FILE")
-    add("--markdown", action="store_true")
     add("--cost-table", action="store_true", help="print the cost model of all pairs, no timing")
     add("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     add("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
+    common.add_options(parser)
     args = parser.parse_args()
     if args.variants is None:
         args.variants = [name for name in VARIANTS if args.original or name != ORIGINAL]
