@@ -74,7 +74,7 @@ def _loaded(path: Path) -> ModuleType | None:
     """The module of a file that has been imported, under whatever name."""
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file and Path(file).name == path.name and Path(file).resolve() == path:
+        if file and os.path.basename(file) == path.name and Path(file).resolve() == path:
             return module
     return None
 
