@@ -346,7 +346,8 @@ def test_networks_that_cannot_be_used():
 def test_students_learn_and_are_exported_without_the_wrapper(tmp_path, monkeypatch, capsys):
     timm = pytest.importorskip("timm")
     shared = [
-        *("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]", "SOLVER.BATCH_SIZE", "32"),
+        *("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]", "SOLVER.BATCH_SIZE", "16"),
+        *("DATASET.SUBSET", "640"),
         *("LOG.PREFIX", str(tmp_path), "EXPERIMENT.PROJECT", "p", "SOLVER.DEVICE", "cpu"),
     ]
 
