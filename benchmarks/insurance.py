@@ -33,7 +33,7 @@ from mdistiller.errors import InterruptedRun, MdistillerError
 from mdistiller.experiments.fleet.fleet import Fleet, Member, fleet_settings
 from mdistiller.experiments.job import Job
 from mdistiller.experiments.make_record import record_of
-from mdistiller.experiments.records import Record, append_run, read_runs
+from mdistiller.experiments.records import Record, append_runs, read_runs
 from mdistiller.experiments.tables import insurance as study
 from mdistiller.experiments.tables.insurance import Run
 
@@ -74,8 +74,7 @@ class Study:
 
     def result(self, name: str) -> dict[str, Any] | None:
         """``result.json`` of a run; None while it is not done."""
-        file = None if self.out is None else self.folder(name) / "result.json"
-        if file is not None and file.exists():
+        if self.out is not None and (file := self.folder(name) / "result.json").exists():
             return json.loads(file.read_text(encoding="utf-8"))
         recorded = self._recorded.get(f"{self.task}/{name}")
         return recorded and recorded.result
@@ -102,13 +101,9 @@ class Study:
 
     def record(self) -> int:
         """Add all runs that are done to the records; returns how many were new."""
-        new = 0
-        for file in sorted((self.out / self.task).glob("*/result.json")):
-            if f"{self.task}/{file.parent.name}" in self._recorded:
-                continue  # to find that out by append_run reads all records again
-            record = record_of(Job.from_folder(file.parent), "done", TABLE)
-            new += append_run(self.records, record)
-        return new
+        files = sorted((self.out / self.task).glob("*/result.json"))
+        jobs = (Job.from_folder(file.parent) for file in files)
+        return append_runs(self.records, (record_of(job, "done", TABLE) for job in jobs))
 
     def config(self, run: Run) -> Any:
         opts = [*run.opts, *self._places(run.name, self.data)]

@@ -18,6 +18,7 @@ from mdistiller.experiments.records import (
     RUNS,
     append_query,
     append_run,
+    append_runs,
     as_line,
     by_id,
     read_queries,
@@ -106,6 +107,9 @@ def test_a_run_is_added_once_and_another_training_of_it_beside_it(tmp_path):
     failed = replace(one, state="failed", result={}, failure={"exit_code": 1, "finished": "now"})
     assert append_run(tmp_path, failed)
     assert by_id(read_runs(tmp_path))[one.id] == one
+    other = record(config={"EXPERIMENT.SEED": 2})
+    assert append_runs(tmp_path, [one, other, again, other]) == 1
+    assert read_runs(tmp_path) == [one, again, failed, other]
 
 
 def test_files_of_two_machines_are_read_as_one(tmp_path):

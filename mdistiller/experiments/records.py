@@ -132,9 +132,24 @@ def append_run(folder: str | Path, record: Record) -> bool:
     Raises:
         DataError: a file is damaged or cannot be written.
     """
-    mark = record.outcome
-    there = lambda: any(other.outcome == mark for other in read_runs(folder))  # noqa: E731
-    return _append(Path(folder) / RUNS, record, there)
+    return append_runs(folder, [record]) == 1
+
+
+def append_runs(folder: str | Path, records: Iterable[Record]) -> int:
+    """Add those that are not there, which are read once; returns how many were added.
+
+    Raises:
+        DataError: as :func:`append_run`.
+    """
+
+    def new() -> Iterator[Record]:
+        there = {record.outcome for record in read_runs(folder)}
+        for record in records:
+            if record.outcome not in there:
+                there.add(record.outcome)
+                yield record
+
+    return _append(Path(folder) / RUNS, new)
 
 
 def append_query(folder: str | Path, query: Query) -> bool:
@@ -143,24 +158,25 @@ def append_query(folder: str | Path, query: Query) -> bool:
     Raises:
         DataError: a file is damaged or cannot be written.
     """
-    return _append(Path(folder) / QUERIES, query, lambda: query in read_queries(folder))
+    new = lambda: [] if query in read_queries(folder) else [query]  # noqa: E731
+    return _append(Path(folder) / QUERIES, new) == 1
 
 
-def _append(path: Path, entry: Record | Query, is_there: Callable[[], bool]) -> bool:
-    """Add a line, whole or not at all; processes take turns."""
+def _append(path: Path, new: Callable[[], Iterable[Record | Query]]) -> int:
+    """Add lines, each whole or not at all; processes take turns, and what is new is asked then."""
     try:
         lock = claim(path, wait=True)
         assert lock is not None  # it has waited
         with lock as file:
-            if is_there():
-                return False
+            if not (lines := [as_line(entry) for entry in new()]):
+                return 0
             # What a writer that was killed has left of a line.
             whole = path.read_bytes()
             file.truncate(whole.rfind(b"\n") + 1)
-            file.write(as_line(entry))
+            file.write("".join(lines))
             file.flush()
             sync(file.fileno())
-            return True
+            return len(lines)
     except OSError as error:
         raise _unwritable(path, error) from None
 
