@@ -484,7 +484,7 @@ def test_multiply_accumulates_are_those_of_torchs_counter():
             self.head = nn.Linear(4 * 5 * 5, 10)
 
         def forward(self, x):
-            maps = self.stem(x)[:, :, self.order]
+            maps = self.stem(x - x.amax(0))[:, :, self.order]
             maps = nn.functional.conv2d(maps, self.weight, groups=2)[:, :4] * self.scale
             return self.head(maps.view(x.shape[0], -1))
 
