@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -28,6 +29,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 keep_freed_memory()  # as trainings do: half of the system's time goes into giving it back
 os.environ["WANDB_MODE"] = "offline"
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, and need not be looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

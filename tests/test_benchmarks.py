@@ -120,7 +120,6 @@ def test_files_without_speeds_are_refused_in_one_line(tmp_path):
 
 # A checkout of mdistiller in the least: the names that the benchmark calls, on a GPU by .cuda().
 STAND_IN = {
-    "__init__.py": "",
     "models/__init__.py": """
 from torch import nn
 
@@ -189,37 +188,46 @@ class Trainer:
 }
 
 
-def test_the_original_is_timed_in_turns_with_ours(tmp_path, monkeypatch, capfd):
-    """In a process of its own, started from this one."""
+@pytest.fixture
+def step_beside(tmp_path, monkeypatch):
+    """Makes a checkout of some files and runs step.py beside it; gives the file that is written."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    for name, text in STAND_IN.items():
-        file = tmp_path / "checkout" / "mdistiller" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
 
-    def step(folder, *variants):
+    def run(files: dict[str, str], *variants: str) -> Path:
+        for name, text in files.items():
+            file = tmp_path / "checkout" / "mdistiller" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        out = tmp_path / "out.json"
         words = (
-            *("step.py", "--original", folder, "--variants"),
+            *("step.py", "--original", tmp_path / "checkout", "--variants"),
             *(*variants, "--pair", "resnet14", "resnet8", "--repeats", "1", "--steps", "1"),
-            *("--batch-size", "4", "--threads", "1", "--json", tmp_path / "out.json"),
-            "--no-memory",
+            *("--batch-size", "4", "--threads", "1", "--no-memory", "--json", out),
         )
         monkeypatch.setattr(sys, "argv", [*map(str, words)])
         runpy.run_path(str(ROOT / "benchmarks/step.py"), run_name="__main__")
+        return out
 
-    step(tmp_path / "checkout", "original", "vanilla")
+    return run
+
+
+@pytest.mark.parametrize("init", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_original_is_timed_in_turns_with_ours(step_beside, capfd, init):
+    """In a process that imports the checkout's mdistiller, also where that has no __init__.py."""
+    files = STAND_IN | ({"__init__.py": ""} if init else {})
+    result = json.loads(step_beside(files, "original", "vanilla").read_text())
     printed = capfd.readouterr().out
     assert "/ original" in printed and "re-creation" not in printed
-    result = json.loads((tmp_path / "out.json").read_text())
     rows = {row["variant"]: row for row in result["methods"]["KD"]["variants"]}
     assert rows["original"]["to_baseline"] == [1, 1, 1]
     # A linear layer against a residual network.
     assert rows["vanilla"]["to_baseline"][1] > 1
-    # Without an __init__.py, too, it is the checkout's mdistiller that is imported, not ours.
-    (tmp_path / "checkout/mdistiller/__init__.py").unlink(missing_ok=True)
-    (tmp_path / "checkout/mdistiller/models/__init__.py").write_text("cifar_model_dict = {}")
+
+
+@pytest.mark.slow
+def test_an_original_that_cannot_take_a_step_says_why(step_beside, capfd):
     with pytest.raises(SystemExit) as end:
-        step(tmp_path / "checkout", "original")
+        step_beside(STAND_IN | {"models/__init__.py": "cifar_model_dict = {}"}, "original")
     told = capfd.readouterr().err
     assert end.value.code == 1 and "KeyError: 'resnet14'" in told
     assert told.strip().endswith(

@@ -361,10 +361,9 @@ def test_students_learn_and_are_exported_without_the_wrapper(tmp_path, monkeypat
     assert result["last_top1"] > 60
     capsys.readouterr()
     pair = ("DISTILLER.TEACHER", TIMM, "DISTILLER.TEACHER_CKPT", str(teacher))
-    for cfg in ("kd", "crossbatch_kd"):
-        student, result = run(cfg, *pair, "DISTILLER.STUDENT", QUICK)
-        assert result["last_top1"] > 80, cfg
-        assert "BatchNorm momentum 0.01 raised to 0.1" in capsys.readouterr().out
+    student, result = run("crossbatch_kd", *pair, "DISTILLER.STUDENT", QUICK)
+    assert result["last_top1"] > 80
+    assert "BatchNorm momentum 0.01 raised to 0.1" in capsys.readouterr().out
     evaluation.main(["-m", QUICK, "-c", str(student), "-d", "digits", "--device", "cpu"])
     assert f"top-1 {result['last_top1']:.2f}" in capsys.readouterr().out
     out = ("--out", str(tmp_path), "--format", "state_dict")

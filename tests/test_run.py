@@ -12,7 +12,6 @@ from mdistiller.distillers import distiller_dict
 from mdistiller.engine import trainer_dict
 from mdistiller.engine.run import build_distiller, build_trainer
 
-from .golden_rules import golden_json
 from .toys import ListLoader, config
 
 METHODS = [name for name in distiller_dict if not name.startswith("CROSSBATCH_")]
@@ -37,24 +36,19 @@ def digits_config(tmp_path, teacher_file, *opts):
     )
 
 
-# tests/test_methods.py trains them, too.
-NEWER = set(METHODS) - set(golden_json("distillers")["registry_order"])
-
-
-# With a loss that is not one forward pass's alone, or a teacher that changes; the others train
-# by the cross-batch trainer, which calls the same.
+# With a loss that is not one forward pass's alone, or a teacher that changes; the others' forms
+# with cross-batch weighting, which call the same, train in tests/test_every_method.py.
 ALONE = ("NONE", "KD", "CRD", "OFD")
 
 
 def cases():
     for method in METHODS:
-        rare = pytest.mark.slow if method in NEWER else ()
-        base = () if method in ALONE else pytest.mark.slow
-        yield pytest.param(method, "base", (), marks=base)
+        often = () if method in ALONE else pytest.mark.slow
+        yield pytest.param(method, "base", (), marks=often)
         if method != "NONE":
             dot = () if method in ("KD", "VID") else pytest.mark.slow
             yield pytest.param(method, "dot", (), marks=dot)
-            yield pytest.param(f"CROSSBATCH_{method}", "crossbatch", (), marks=rare)
+            yield pytest.param(f"CROSSBATCH_{method}", "crossbatch", (), marks=often)
     yield "VID", "base", ("VID.LEARN_VARIANCE", True)
     yield "CROSSBATCH_VID", "crossbatch", ("VID.LEARN_VARIANCE", True)
     yield "CRD", "crd", ("CRD.MODE", "relax")

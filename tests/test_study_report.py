@@ -20,7 +20,7 @@ from mdistiller.errors import DataError
 from mdistiller.experiments.derive import relative_step
 from mdistiller.experiments.tables import build_table
 from mdistiller.experiments.tables.study import CANDIDATES, FIXED, RULES_OUT
-from mdistiller.report import Results, load_all, load_table, write_evidence
+from mdistiller.report import Results, evidence, load_all, load_table, write_evidence
 from mdistiller.report.comparison import costs
 from mdistiller.report.contents import build
 from mdistiller.report.csv_files import runs_csv
@@ -278,7 +278,8 @@ def test_the_commands_ask_for_the_runs_on_record_and_no_others(study, monkeypatc
 # ---- pages -----------------------------------------------------------------------------------
 
 
-def test_evidence_has_every_table_with_its_commands_and_the_notes(few, tmp_path):
+def test_evidence_has_every_table_with_its_commands_and_the_notes(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "save_png", lambda figure: b"")  # drawn by test_report_files.py
     records = few(("grid_d", "grid_e"))
     (records / "notes").mkdir()
     (records / "notes" / "grid_e-fashion_mnist.md").write_text("*By hand:* a_b & c < d.\n")

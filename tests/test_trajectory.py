@@ -100,10 +100,15 @@ def train(distiller, pair: str, method: str):
         yield values, norm(distiller.student.parameters())
 
 
+# Beside KD, whose second update has momentum: those that keep something from step to step.
+TWO_STEPS = {"KD", "KD+DOT", "CRD", "OFD"}
+assert GOLDEN["pairs"][SMALL]["methods"].keys() >= TWO_STEPS
+
+
 @pytest.mark.parametrize("method", GOLDEN["pairs"][SMALL]["methods"])
 def test_the_first_steps(method):
-    """Of which the second shows what the first has made of the weights, and its update momentum."""
-    _, wrong = follow(SMALL, method, 2)
+    """Losses, and the student's norm after each, which the gradient has changed."""
+    _, wrong = follow(SMALL, method, 2 if method in TWO_STEPS else 1)
     assert wrong == []
 
 

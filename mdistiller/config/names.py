@@ -49,16 +49,20 @@ def identity_settings(leaves: dict[str, Any]) -> dict[str, Any]:
     So a setting that a later version adds does not make every earlier run another one. Of a file
     in a folder that the experiment runner has named only the hash at the end of that name counts.
     """
-    defaults = {k: s.value() if s.first is None else s.first for k, s in TABLE.items()}
     return {
         key: _MADE_BY.sub(r"\1/", value) if key in TABLE and TABLE[key].kind == "input" else value
         for key, value in sorted(relevant(leaves).items())
-        if key not in defaults or value != _plain(defaults[key])
+        if not _is_first_default(key, value)
     }
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _is_first_default(key: str, value: Any) -> bool:
+    """Whether ``value``, as JSON gives it back, is the default of the first version that had it."""
+    if key not in TABLE:
+        return False
+    setting = TABLE[key]
+    first = setting.default if setting.first is None else setting.first
+    return bool(value == (list(first) if isinstance(first, tuple) else first))
 
 
 def identity(cfg: Config) -> str:
