@@ -23,7 +23,7 @@ from mdistiller.errors import ConfigError, InterruptedRun
 
 from .commands import CONTEXT
 from .test_dataset_folder import save
-from .test_kill import train_few
+from .test_kill import terminated, train_few
 from .test_resume import CASES, STEPS, assert_same, build, outcome, stop_after
 from .test_tools import DIGITS, ROOT
 from .toys import mostly_slow
@@ -159,6 +159,7 @@ def test_deterministic_on_the_command_line_is_recorded(tmp_path):
         tmp_path / "log",
         *("--cfg", VANILLA, "--deterministic", "LOG.PREFIX", tmp_path, "SOLVER.DEVICE", "cpu"),
         *("EXPERIMENT.NAME", "x", "SOLVER.EPOCHS", 1, "SOLVER.LR_DECAY_STAGES", "[]"),
+        *("DISTILLER.STUDENT", "convnet12"),
     )
     process.join(100)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
@@ -170,7 +171,10 @@ def test_deterministic_on_the_command_line_is_recorded(tmp_path):
 # ---- signals to the whole process group, as a terminal and a scheduler send them ------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_signal_to_the_group_with_workers_saves_the_step(tmp_path, images, number, status):
     arguments = (
         *("--cfg", VANILLA, "DATASET.TYPE", "tiny_imagenet", "--resume", "SOLVER.DEVICE", "cpu"),
@@ -202,16 +206,8 @@ def test_signal_to_the_group_with_workers_saves_the_step(tmp_path, images, numbe
     assert f"changed since the checkpoint: SOLVER.EPOCHS: 1000 -> {epochs}" in printed
 
 
-def _terminated(log: str) -> None:
-    """A process that is told to end as soon as its training would begin."""
-    from mdistiller.commands import train
-
-    train.run_training = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
-    train_few(["--cfg", VANILLA], log)
-
-
 def test_terminated_before_the_training_begins(tmp_path):
-    process = CONTEXT.Process(target=_terminated, args=(str(tmp_path / "log"),))
+    process = CONTEXT.Process(target=terminated, args=(VANILLA, str(tmp_path / "log")))
     process.start()
     process.join(100)
     printed = (tmp_path / "log").read_text()

@@ -57,6 +57,17 @@ def train_few(arguments: list[str], log: str) -> None:
     main(arguments)
 
 
+def terminated(cfg: str, log: str) -> None:
+    """A process that is told to end as soon as its training would begin.
+
+    Here, where a forked process need not import what else test_determinism.py does.
+    """
+    from mdistiller.commands import train
+
+    train.run_training = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    train_few(["--cfg", cfg], log)
+
+
 class Run:
     """A training in ``prefix`` that is started again and again with the same command line."""
 
