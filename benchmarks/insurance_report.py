@@ -58,15 +58,11 @@ CLAIMS: dict[int, tuple[str, tuple[Part, ...]]] = {
         ),
     ),
     5: (
-        "as good as a search",
+        "as good as a search, in the settings that were trained, with the weight as configured",
         tuple(
-            Part(
-                setting.key,
-                "insured" if setting.scale == 1 else "insured_supervised",
-                study.BEST_FIXED,
-                -0.3,
-            )
+            Part(setting.key, "insured", study.BEST_FIXED, -0.3)
             for setting in study.SETTINGS.values()
+            if setting.scale == 1 and setting.key not in study.DROPPED
         ),
     ),
     6: (
@@ -190,7 +186,11 @@ def _cell(trials: Trials) -> str:
 
 
 def claims_table(tasks: dict[str, Found]) -> list[str]:
-    """Markdown lines: every part of a claim on every task, then each claim's verdict."""
+    """Markdown lines: every part of a claim on every task, then each claim's verdict.
+
+    A claim that has not all its trials counts in the correction as one that has failed, which
+    makes none of the others easier to hold.
+    """
     lines = ["| | part | task | n | difference | interval | margin | p |", "|---" * 8 + "|"]
     p, complete = {}, {}
     for number, (_, parts) in CLAIMS.items():
@@ -212,7 +212,8 @@ def claims_table(tasks: dict[str, Found]) -> list[str]:
                         f"{within} | {part.margin:+.1f} | {f'{part_p:.2g}' if whole else ''} |"
                     )
     lines.append("")
-    for (number, (words, _)), corrected in zip(CLAIMS.items(), holm(list(p.values())), strict=True):
+    known = [p[number] if complete[number] else 1.0 for number in CLAIMS]
+    for (number, (words, _)), corrected in zip(CLAIMS.items(), holm(known), strict=True):
         verdict = f"{'held' if corrected < LEVEL else 'failed'} (corrected p {corrected:.2g})"
         verdict = verdict if complete[number] else "not tested yet: trials or runs are missing"
         lines.append(f"{number}. {words}: {verdict}")

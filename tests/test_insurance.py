@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -190,7 +191,7 @@ LEVELS |= {"kd_best_scale": 87.5, "best_fixed": 87.4, "train_reference": 86.0, "
 
 def verdicts(found):
     lines = report.claims_table({"glyphs": found})[-6:]
-    return [line.split(": ")[1].split(" (")[0] for line in lines]
+    return [re.split(r": | \(", line)[1] for line in lines]
 
 
 def test_claims_are_held_and_fail():
@@ -200,6 +201,21 @@ def test_claims_are_held_and_fail():
     assert verdicts(Given({**LEVELS, "kd": 88.5}))[1:3] == ["failed", "failed"]
     worse = verdicts(Given({**LEVELS, "best_fixed": 89.0, "same_batch": 86.5}))
     assert worse == ["held"] * 4 + ["failed"] * 2
+
+
+def test_a_claim_that_has_not_all_trials_makes_no_other_easier_to_hold():
+    class Later(Given):
+        def trials(self, setting, arm):
+            return {} if arm == "same_batch" else super().trials(setting, arm)
+
+    part, *_ = report.CLAIMS[5][1]
+    for fixed in np.arange(87.5, 87.9, 0.002):
+        levels = {**LEVELS, "best_fixed": fixed}
+        if 0.026 < report.p_value(report.differences(Given(levels), part), part.margin) < 0.049:
+            break
+    # The largest p of six is not corrected, that of five that are known is doubled.
+    assert verdicts(Given(levels))[4] == "held"
+    assert verdicts(Later(levels))[4:] == ["failed", "not tested yet"]
 
 
 def test_statistics_are_scipys():

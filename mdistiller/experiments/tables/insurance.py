@@ -111,6 +111,8 @@ SETTINGS = {
     )
 }
 MAIN = ("clean", "noise40", "permute", "scale0.01", "scale100")
+# Planned, and dropped for want of time before any of their runs (docs/study-2.md).
+DROPPED = ("noise20", "noise60", "weak", "fonts", "scale0.1", "scale10")
 
 # Overrides of configs/<task>/teacher.yaml, of whose epochs convnet48 ends hardly better than its
 # students.
