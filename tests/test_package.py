@@ -31,11 +31,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(found, source / name, ignore=ignore)
         else:
             shutil.copy(found, source / name)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, source)
+    # As pip does it, which takes two seconds more.
+    build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+    run(sys.executable, "-c", build, wheels, cwd=source)
     venv.create(environment)
     python = environment / "bin/python"
     (packages,) = environment.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     run(*pip, "--python", python, "install", "--no-deps", "--no-compile", *wheels.glob("*.whl"))
     # Not its .pth files, one of which leads to this repository.
     (packages / "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))

@@ -182,6 +182,36 @@ def test_the_month_finds_what_is_missing_and_what_was_done_twice(tmp_path, monke
         table.audit(60.0, 2)
 
 
+# What stands for a training: the first one takes its worker along.
+LOSES_ITS_WORKER = """
+import os, signal, sys
+with open(sys.argv[1], "a") as file:
+    file.write("begun\\n")
+if os.path.getsize(sys.argv[1]) == len("begun\\n"):
+    os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
+def test_a_task_whose_worker_is_lost_is_started_again(tmp_path, monkeypatch) -> None:
+    """On a cluster; what trainings make of it is tried by make test-slow."""
+    pytest.importorskip("ray")
+    words = ["-S", "-c", LOSES_ITS_WORKER, str(tmp_path / "begun")]
+    monkeypatch.setattr(ray_backend, "command", lambda jobs: words)
+    (job, *_) = Plan(request(tmp_path)).jobs.values()
+    backend = RayBackend(workers=1)
+    try:
+        backend.start((job,))
+        deadline = time.monotonic() + 120
+        while not (ended := backend.finished()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        backend.close()
+    assert ended == [(job, 0)]
+    assert (tmp_path / "begun").read_text() == 2 * "begun\n"
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not PROC.exists(), reason="finds processes in /proc, which is Linux's")
 def test_a_lost_worker_costs_no_run(tmp_path: Path, teacher: Path) -> None:  # noqa: F811
     pytest.importorskip("ray")
