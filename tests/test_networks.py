@@ -343,7 +343,8 @@ def test_networks_that_cannot_be_used():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_students_learn_and_are_exported_without_the_wrapper(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("cfg", ["crossbatch_kd", pytest.param("kd", marks=pytest.mark.slow)])
+def test_students_learn_and_are_exported_without_the_wrapper(tmp_path, capsys, cfg):
     timm = pytest.importorskip("timm")
     shared = [
         *("SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]", "SOLVER.BATCH_SIZE", "16"),
@@ -361,7 +362,7 @@ def test_students_learn_and_are_exported_without_the_wrapper(tmp_path, monkeypat
     assert result["last_top1"] > 60
     capsys.readouterr()
     pair = ("DISTILLER.TEACHER", TIMM, "DISTILLER.TEACHER_CKPT", str(teacher))
-    student, result = run("crossbatch_kd", *pair, "DISTILLER.STUDENT", QUICK)
+    student, result = run(cfg, *pair, "DISTILLER.STUDENT", QUICK)
     assert result["last_top1"] > 80
     assert "BatchNorm momentum 0.01 raised to 0.1" in capsys.readouterr().out
     evaluation.main(["-m", QUICK, "-c", str(student), "-d", "digits", "--device", "cpu"])

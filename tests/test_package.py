@@ -37,8 +37,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(environment)
     python = environment / "bin/python"
     (packages,) = environment.glob("lib/python*/site-packages")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    run(*pip, "--python", python, "install", "--no-deps", "--no-compile", *wheels.glob("*.whl"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", python]
+    run(*pip, "install", "--no-deps", "--no-compile", *wheels.glob("*.whl"))
     # Not its .pth files, one of which leads to this repository.
     (packages / "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))
     return environment / "bin"

@@ -39,8 +39,13 @@ def relevant(leaves: dict[str, Any]) -> dict[str, Any]:
         if key in TABLE and TABLE[key].kind == "input":
             found[key] = "/".join(Path(value).parts[-2:])
         elif affects_result(key):
-            found[key] = list(value) if isinstance(value, tuple) else value
+            found[key] = _plain(value)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def identity_settings(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -61,8 +66,7 @@ def _is_first_default(key: str, value: Any) -> bool:
     if key not in TABLE:
         return False
     setting = TABLE[key]
-    first = setting.default if setting.first is None else setting.first
-    return bool(value == (list(first) if isinstance(first, tuple) else first))
+    return bool(value == _plain(setting.default if setting.first is None else setting.first))
 
 
 def identity(cfg: Config) -> str:
