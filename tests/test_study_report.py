@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from mdistiller.commands.reproduce import parse_arguments
@@ -26,7 +27,7 @@ from mdistiller.report.contents import build
 from mdistiller.report.csv_files import runs_csv
 from mdistiller.report.document import Table, render
 from mdistiller.report.facts import facts
-from mdistiller.report.figures import draw
+from mdistiller.report.figures import CAPTIONS, Drawn, draw
 from mdistiller.report.numbers import fixed
 from mdistiller.report.study import choices, controls, longer, readings
 from mdistiller.report.study import tested as without_selection
@@ -279,7 +280,9 @@ def test_the_commands_ask_for_the_runs_on_record_and_no_others(study, monkeypatc
 
 
 def test_evidence_has_every_table_with_its_commands_and_the_notes(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "save_png", lambda figure: b"")  # drawn by test_report_files.py
+    empty = [Drawn(key, caption, Figure()) for key, caption in CAPTIONS.items()]
+    monkeypatch.setattr(evidence, "draw", lambda *_: empty)  # test_report_files.py draws them
+    monkeypatch.setattr(evidence, "save_png", lambda figure: b"")
     records = few(("grid_d", "grid_e"))
     (records / "notes").mkdir()
     (records / "notes" / "grid_e-fashion_mnist.md").write_text("*By hand:* a_b & c < d.\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from itertools import islice
 
@@ -22,20 +23,22 @@ RUNS = [f"{pair} {method}" for pair, e in GOLDEN["pairs"].items() for method in 
 SMALL = "resnet20|resnet56"
 
 
-def build(pair: str, method: str):
+@cache
+def filled(pair: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Student and teacher as they begin, in eval mode."""
     setting = GOLDEN["pairs"][pair]
+    gains = {"student": 1.0, "teacher": setting["teacher_bn_gain"]}
+    made = [cifar_model_dict[setting[w]][0](num_classes=100).eval() for w in gains]
+    for network, (which, gain) in zip(made, gains.items(), strict=True):
+        network.load_state_dict(fill(network.state_dict(), f"golden:{which}:", gain))
+    return made[0], made[1]
+
+
+def build(pair: str, method: str):
     name = method.removesuffix("+DOT")
     cfg = CFG.clone()
-    cfg.merge_from_list(setting["methods"][method]["config_overrides"])
-    student, teacher = (
-        cifar_model_dict[setting[w]][0](num_classes=100) for w in ("student", "teacher")
-    )
-    student.load_state_dict(fill(student.state_dict(), "golden:student:"))
-    teacher.load_state_dict(
-        fill(teacher.state_dict(), "golden:teacher:", setting["teacher_bn_gain"])
-    )
-    student.eval()
-    teacher.eval()
+    cfg.merge_from_list(GOLDEN["pairs"][pair]["methods"][method]["config_overrides"])
+    student, teacher = copy.deepcopy(filled(pair))
     cls = distiller_dict[name]
     arguments = [student] if name == "NONE" else [student, teacher, cfg]
     distiller = cls(*arguments, *([BATCH * STEPS] if cls is CRD else []))
