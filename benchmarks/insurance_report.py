@@ -190,39 +190,70 @@ def _cell(trials: Trials) -> str:
     return f"{mean(trials):.2f}{spread} ({len(trials)})"
 
 
-def claims_table(tasks: dict[str, Found]) -> list[str]:
-    """Markdown lines: every part of a claim on every task, then each claim's verdict.
+@dataclass(frozen=True)
+class Compared:
+    """A part of a claim on a task: the differences of the trials that there are."""
 
-    A claim that has not all its trials counts in the correction as one that has failed, which
-    makes none of the others easier to hold.
+    part: Part
+    task: str
+    values: np.ndarray
+
+    @property
+    def p(self) -> float:
+        return p_value(self.values, self.part.margin)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.values) == study.TRIALS
+
+    @property
+    def cells(self) -> str:
+        """Of a Markdown row; p once all trials are there."""
+        part, n = self.part, len(self.values)
+        words = f"`{part.setting}`: `{part.better}` - `{part.worse}`"
+        within = "[{:+.2f}, {:+.2f}]".format(*interval(self.values)) if n > 1 else ""
+        p = f"{self.p:.2g}" if self.complete else ""
+        numbers = f"{self.values.mean():+.2f} | {within} | {part.margin:+.1f}"
+        return f"{words} | {self.task} | {n} | {numbers} | {p}"
+
+
+def compare_claims(tasks: dict[str, Found]) -> dict[int, list[Compared]]:
+    """The parts of every claim, on every task on which they are made."""
+    return {
+        number: [
+            Compared(part, task, differences(found, part))
+            for part in parts
+            for task, found in tasks.items()
+            if task in part.tasks
+        ]
+        for number, (_, parts) in CLAIMS.items()
+    }
+
+
+def verdicts(compared: dict[int, list[Compared]]) -> dict[int, str]:
+    """Of every claim "held" or "failed" with its p, corrected after Holm, or "not tested yet".
+
+    One that has not all its trials counts in the correction as one that has failed, which makes
+    none of the others easier to hold.
     """
-    lines = ["| | part | task | n | difference | interval | margin | p |", "|---" * 8 + "|"]
-    p, complete = {}, {}
-    for number, (_, parts) in CLAIMS.items():
-        p[number], complete[number] = 0.0, True
-        for part in parts:
-            for task, found in tasks.items():
-                if task not in part.tasks:
-                    continue
-                values = differences(found, part)
-                p[number] = max(p[number], part_p := p_value(values, part.margin))
-                if not (whole := len(values) == study.TRIALS):
-                    complete[number] = False
-                if len(values):
-                    low, high = interval(values)
-                    words = f"`{part.setting}`: `{part.better}` - `{part.worse}`"
-                    within = f"[{low:+.2f}, {high:+.2f}]" if len(values) > 1 else ""
-                    lines.append(
-                        f"| {number} | {words} | {task} | {len(values)} | {values.mean():+.2f} | "
-                        f"{within} | {part.margin:+.1f} | {f'{part_p:.2g}' if whole else ''} |"
-                    )
-    lines.append("")
-    known = [p[number] if complete[number] else 1.0 for number in CLAIMS]
-    for (number, (words, _)), corrected in zip(CLAIMS.items(), holm(known), strict=True):
+    tested = {number: all(one.complete for one in parts) for number, parts in compared.items()}
+    p = [max(one.p for one in compared[n]) if tested[n] else 1.0 for n in compared]
+    found = {}
+    for number, corrected in zip(compared, holm(p), strict=True):
         verdict = f"{'held' if corrected < LEVEL else 'failed'} (corrected p {corrected:.2g})"
-        verdict = verdict if complete[number] else "not tested yet: trials or runs are missing"
-        lines.append(f"{number}. {words}: {verdict}")
-    return lines
+        missing = "not tested yet: trials or runs are missing"
+        found[number] = verdict if tested[number] else missing
+    return found
+
+
+def claims_table(tasks: dict[str, Found]) -> list[str]:
+    """Markdown lines: every part of a claim on every task, then each claim's verdict."""
+    compared = compare_claims(tasks)
+    lines = ["| | part | task | n | difference | interval | margin | p |", "|---" * 8 + "|"]
+    for number, parts in compared.items():
+        lines += [f"| {number} | {one.cells} |" for one in parts if len(one.values)]
+    reached = verdicts(compared)
+    return [*lines, "", *(f"{n}. {words}: {reached[n]}" for n, (words, _) in CLAIMS.items())]
 
 
 def tables(tasks: dict[str, Found]) -> list[str]:
