@@ -26,7 +26,7 @@ from .commands import ROOT
 from .toys import networks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from insurance_report import Part, differences, recorded
+from insurance_report import Part, compare_claims, differences, recorded, verdicts
 from insurance_report import main as report_insurance
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -177,8 +177,11 @@ def test_the_verdicts_are_those_of_the_records():
             shown = list(dict.fromkeys(f"{pick(factors):.2f}" for pick in (min, max)))
             assert re.findall(r"\d\.\d\d", cost) == shown, cost
     assert f"{min(counts)} to {max(counts)} trials" in section("What the weighting does")
-    # The insurance study has not all its trials yet, and says so.
-    ((situation, claim, cost),) = rows[len(SOURCES) :]
+
+
+def test_the_insurance_studys_rows_are_those_of_the_records():
+    rows = rows_of(section("What the weighting does"))
+    (situation, numbers, cost), (claims, verdict, _) = rows[len(SOURCES) :]
     found = {task: recorded(task, ROOT / "results") for task in study.TASKS}
     values = [
         differences(found[task], Part(setting, "insured_supervised", other, margin=0.0))
@@ -186,13 +189,13 @@ def test_the_verdicts_are_those_of_the_records():
         for task in study.TASKS
     ]
     reached = [mean_interval([v]) for v in values]
-    numbers = [f"{fixed(one.mean, sign=True)} {bounds(one)}" for one in reached]
-    assert re.findall(r"[−+][\d.]+ \[[^]]*\]", claim) == numbers
-    counts = [{len(v) for v in values[i :: len(study.TASKS)]} for i in range(len(study.TASKS))]
-    trials = " and ".join(f"{min(n)} to {max(n)}" if len(n) > 1 else f"{min(n)}" for n in counts)
-    assert "interim" in situation and min(map(min, counts)) < study.TRIALS
-    assert f"{trials} trials, **not yet tested**" in claim
+    expected = [f"{fixed(one.mean, sign=True)} {bounds(one)}" for one in reached]
+    assert re.findall(r"[−+][\d.]+ \[[^]]*\]", numbers) == expected
+    assert "ten trials" in situation and {len(v) for v in values} == {study.TRIALS} == {10}
     assert f"{cost.split()[0]} (quartiles" in (ROOT / "docs" / "study-2.md").read_text()
+    judged = verdicts(compare_claims(found))
+    assert re.findall(r"<br>(\d) ", claims) == [str(number) for number in judged]
+    assert re.findall(r"held|failed", verdict) == [v.split()[0] for v in judged.values()]
 
 
 def test_the_page_of_the_insurance_study_is_that_of_the_records(tmp_path):
