@@ -8,6 +8,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,65 +20,13 @@ from scipy import stats
 
 from mdistiller.cli import exit_on_error
 from mdistiller.experiments.tables import insurance as study
+from mdistiller.experiments.tables.insurance_claims import BESIDE, CLAIMS, Part
 from mdistiller.report.statistics import holm, mean_interval
 
 LEVEL = 0.05
 
 # Last-epoch top-1 in percent of one arm in one setting, by trial.
 Trials = dict[int, float]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One comparison of a claim: the arm ``better`` exceeds ``worse`` by more than ``margin``.
-
-    Attributes:
-        tasks: on which it is made.
-    """
-
-    setting: str
-    better: str
-    worse: str
-    margin: float
-    tasks: tuple[str, ...] = study.TASKS
-
-
-CLAIMS: dict[int, tuple[str, tuple[Part, ...]]] = {
-    1: (
-        "a wrong teacher does no harm",
-        tuple(
-            part
-            for fault in ("permute", "random")
-            for part in (Part(fault, "insured", "ce", -0.5), Part(fault, "ce", "kd", 20.0))
-        ),
-    ),
-    2: (
-        "the teacher's help against wrong labels is kept",
-        (Part("noise40", "insured", "kd", -0.5), Part("noise40", "insured", "ce", 4.0)),
-    ),
-    3: ("nothing is paid where nothing is wrong", (Part("clean", "insured", "kd", -0.2),)),
-    4: (
-        "the distillation weight need not be tuned",
-        tuple(
-            Part(f"scale{s}", "insured_supervised", "kd_best_scale", -0.3) for s in ("0.01", "100")
-        ),
-    ),
-    5: (
-        "as good as a search, on glyphs, with the weight as configured, where it was trained",
-        tuple(
-            Part(setting.key, "insured", study.BEST_FIXED, -0.3, study.SEARCHED)
-            for setting in study.SETTINGS.values()
-            if setting.scale == 1 and setting.key not in study.DROPPED
-        ),
-    ),
-    6: (
-        "why",
-        (
-            Part("noise40", "insured", "train_reference", 0.0),
-            Part("permute", "train_reference", "same_batch", 0.0),
-        ),
-    ),
-}
 
 
 class Found:
@@ -107,6 +56,15 @@ class Found:
             f"{r.machine['torch']}, {r.machine['threads']} thread, commit {r.result['commit'][:7]}"
             for r in self._whole.recorded
         }
+
+    def weights(self, setting: str, arm: str) -> np.ndarray | None:
+        """A and B in each epoch, (epochs, 2), mean over the trials; None without trials."""
+        names = [self._name(setting, arm, trial) for trial in self.trials(setting, arm)]
+        found = [
+            [[e["crossbatch"]["ce"], e["crossbatch"]["kd"]] for e in self._whole.epochs(name)]
+            for name in names
+        ]
+        return np.mean(found, axis=0) if found else None
 
     def _name(self, setting: str, arm: str, trial: int) -> str:
         return study.run_of(self._whole.task, setting, arm, trial).name
@@ -208,13 +166,16 @@ class Compared:
 
     @property
     def cells(self) -> str:
-        """Of a Markdown row; p once all trials are there."""
+        """Of a Markdown row: what is compared, where, trials, difference, interval."""
         part, n = self.part, len(self.values)
-        words = f"`{part.setting}`: `{part.better}` - `{part.worse}`"
         within = "[{:+.2f}, {:+.2f}]".format(*interval(self.values)) if n > 1 else ""
-        p = f"{self.p:.2g}" if self.complete else ""
-        numbers = f"{self.values.mean():+.2f} | {within} | {part.margin:+.1f}"
-        return f"{words} | {self.task} | {n} | {numbers} | {p}"
+        words = f"`{part.setting}`: `{part.better}` - `{part.worse}`"
+        return f"{words} | {self.task} | {n} | {self.values.mean():+.2f} | {within}"
+
+    @property
+    def test(self) -> str:
+        """Two more of a claim's part: its margin, and p once all trials are there."""
+        return f"{self.part.margin:+.1f} | {f'{self.p:.2g}' if self.complete else ''}"
 
 
 def compare_claims(tasks: dict[str, Found]) -> dict[int, list[Compared]]:
@@ -251,9 +212,36 @@ def claims_table(tasks: dict[str, Found]) -> list[str]:
     compared = compare_claims(tasks)
     lines = ["| | part | task | n | difference | interval | margin | p |", "|---" * 8 + "|"]
     for number, parts in compared.items():
-        lines += [f"| {number} | {one.cells} |" for one in parts if len(one.values)]
+        lines += [f"| {number} | {one.cells} | {one.test} |" for one in parts if len(one.values)]
     reached = verdicts(compared)
     return [*lines, "", *(f"{n}. {words}: {reached[n]}" for n, (words, _) in CLAIMS.items())]
+
+
+def beside_table(tasks: dict[str, Found]) -> list[str]:
+    """Markdown lines: the differences that are reported without a test."""
+    compared = (
+        Compared(part, task, differences(found, part))
+        for (better, worse), setting in itertools.product(BESIDE, study.SETTINGS)
+        for part in [Part(setting, better, worse, margin=0.0)]
+        for task, found in tasks.items()
+    )
+    lines = ["| difference | task | n | mean | interval |", "|---" * 5 + "|"]
+    return lines + [f"| {one.cells} |" for one in compared if len(one.values)]
+
+
+def weights_table(found: Found) -> list[str]:
+    """Markdown lines: A and B of the insured forms of methods on features; none without trials."""
+    lines = []
+    for setting, arm in itertools.product(study.SETTINGS, study.ARMS.values()):
+        if not (arm.features and arm.held_out == "reference"):
+            continue
+        weights = found.weights(setting, arm.key)
+        if weights is not None:
+            thirds = [part.mean(axis=0) for part in np.array_split(weights, 3)]
+            cells = " | ".join(f"{a:.2f} : {b:.2f}" for a, b in thirds)
+            lines.append(f"| `{setting}` | `{arm.key}` | {cells} |")
+    header = "| setting | arm | first third of the epochs | second | last |"
+    return [header, "|---" * 5 + "|", *lines] if lines else []
 
 
 def tables(tasks: dict[str, Found]) -> list[str]:
@@ -264,7 +252,10 @@ def tables(tasks: dict[str, Found]) -> list[str]:
         lines += ["", f"## {task}", "", *means_table(found, MAIN_ARMS)]
         if (more := means_table(found, others))[1:]:
             lines += ["", "Other arms, not part of a claim:", "", *more]
-    return [*lines, "", "## Claims", "", *claims_table(tasks)]
+        if weights := weights_table(found):
+            lines += ["", "Weights of cross-entropy and distillation there, A : B:", "", *weights]
+    lines += ["", "## Claims", "", *claims_table(tasks)]
+    return [*lines, "", "## Beside the claims, without a test", "", *beside_table(tasks)]
 
 
 def page(tasks: dict[str, Found]) -> str:

@@ -16,6 +16,7 @@ from mdistiller.engine.check import check_config
 from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.errors import MdistillerError
 from mdistiller.experiments.tables import insurance as study
+from mdistiller.experiments.tables.insurance_claims import CLAIMS, Part
 
 from .commands import ROOT
 from .toys import few_digits
@@ -208,7 +209,7 @@ def test_a_claim_that_has_not_all_trials_makes_no_other_easier_to_hold():
         def trials(self, setting, arm):
             return {} if arm == "same_batch" else super().trials(setting, arm)
 
-    part, *_ = report.CLAIMS[5][1]
+    part, *_ = CLAIMS[5][1]
     for fixed in np.arange(87.5, 87.9, 0.002):
         levels = {**LEVELS, "best_fixed": fixed}
         if 0.026 < report.p_value(report.differences(Given(levels), part), part.margin) < 0.049:
@@ -216,6 +217,28 @@ def test_a_claim_that_has_not_all_trials_makes_no_other_easier_to_hold():
     # The largest p of six is not corrected, that of five that are known is doubled.
     assert verdicts(Given(levels))[4] == "held"
     assert verdicts(Later(levels))[4:] == ["failed", "not tested yet"]
+
+
+def test_what_is_reported_without_a_test():
+    class Some(Given):
+        def trials(self, setting, arm):
+            known = arm in self.levels and setting in ("clean", "random")
+            return super().trials(setting, arm) if known else {}
+
+        def weights(self, setting, arm):
+            found = np.array([[1.0, 4.0], [3.0, 0.0], [2.0, 2.0], [2.0, 3.0], [0.5, 1.0]])
+            return found if (setting, arm) == ("noise40", "pkt_insured") else None
+
+    given = Some(LEVELS)
+    lines = report.beside_table({"glyphs": given})
+    part = Part("random", "insured_supervised", "ce", 0.0)
+    values = report.differences(given, part)
+    low, high = report.interval(values)
+    row = f"| 10 | {values.mean():+.2f} | [{low:+.2f}, {high:+.2f}] |"
+    assert f"| `random`: `insured_supervised` - `ce` | glyphs {row}" in lines
+    assert len(lines) == 2 + 2 * 4  # in two settings against kd, ce, insured, best_fixed
+    (line,) = report.weights_table(given)[2:]
+    assert line == "| `noise40` | `pkt_insured` | 2.00 : 2.00 | 2.00 : 2.50 | 0.50 : 1.00 |"
 
 
 def test_statistics_are_scipys():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from mdistiller.config import load_cfg
 from mdistiller.distillers import distiller_dict
 from mdistiller.experiments.tables import insurance as study
+from mdistiller.experiments.tables.insurance_claims import Part
 from mdistiller.report import load_table
 from mdistiller.report.comparison import Comparison, compare, costs
 from mdistiller.report.numbers import bounds, fixed
@@ -26,7 +27,7 @@ from .commands import ROOT
 from .toys import networks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from insurance_report import Part, compare_claims, differences, recorded, verdicts
+from insurance_report import compare_claims, differences, recorded, verdicts
 from insurance_report import main as report_insurance
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
