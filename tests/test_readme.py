@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -9,6 +10,7 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,7 @@ from .commands import ROOT
 from .toys import networks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from insurance_report import compare_claims, differences, recorded, verdicts
+from insurance_report import Found, compare_claims, differences, recorded, verdicts
 from insurance_report import main as report_insurance
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -180,9 +182,20 @@ def test_the_verdicts_are_those_of_the_records():
     assert f"{min(counts)} to {max(counts)} trials" in section("What the weighting does")
 
 
+def ends_beside_right_kd(found: Found) -> list[float]:
+    """Of the intervals of the insured form, labels or weight wrong, minus KD with nothing wrong."""
+    right = found.trials("clean", "kd")
+    ends = []
+    for setting in ("noise40", "scale0.01", "scale100"):
+        wrong = found.trials(setting, "insured_supervised")
+        one = mean_interval([np.array([wrong[t] - right[t] for t in right])])
+        ends += [one.low, one.high]
+    return ends
+
+
 def test_the_insurance_studys_rows_are_those_of_the_records():
     rows = rows_of(section("What the weighting does"))
-    (situation, numbers, cost), (claims, verdict, _) = rows[len(SOURCES) :]
+    (situation, numbers, cost), (_, claims, _) = rows[len(SOURCES) :]
     found = {task: recorded(task, ROOT / "results") for task in study.TASKS}
     values = [
         differences(found[task], Part(setting, "insured_supervised", other, margin=0.0))
@@ -195,8 +208,25 @@ def test_the_insurance_studys_rows_are_those_of_the_records():
     assert "ten trials" in situation and {len(v) for v in values} == {study.TRIALS} == {10}
     assert f"{cost.split()[0]} (quartiles" in (ROOT / "docs" / "study-2.md").read_text()
     judged = verdicts(compare_claims(found))
-    assert re.findall(r"<br>(\d) ", claims) == [str(number) for number in judged]
-    assert re.findall(r"held|failed", verdict) == [v.split()[0] for v in judged.values()]
+    said = section("What the weighting does").split("With wrong labels", 1)[1]
+    within, least, most, below = map(float, re.findall(r"\d+(?:\.\d)?", said)[:4])
+    ends = [end for task in study.TASKS for end in ends_beside_right_kd(found[task])]
+    assert math.ceil(10 * max(map(abs, ends))) / 10 == within
+    lost = [
+        float(np.mean(differences(found[task], Part(fault, "ce", "kd", margin=0.0))))
+        for fault in ("permute", "random")
+        for task in study.TASKS
+    ]
+    assert [round(min(lost)), round(max(lost))] == [least, most]
+    wrong_teacher = [
+        one
+        for (setting, _), *both in zip(INSURED, reached[::2], reached[1::2], strict=True)
+        if setting in ("permute", "random")
+        for one in both
+    ]
+    assert math.ceil(-10 * min(one.low for one in wrong_teacher)) / 10 == below
+    shown = re.findall(r"(\d) [^<]*: \**(held|failed)", claims)
+    assert shown == [(str(number), v.split()[0]) for number, v in judged.items()]
 
 
 def test_the_page_of_the_insurance_study_is_that_of_the_records(tmp_path):
