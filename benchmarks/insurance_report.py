@@ -124,7 +124,7 @@ MAIN_ARMS = (
 
 
 def means_table(found: Found, arms: Sequence[str]) -> list[str]:
-    """Markdown lines: settings below each other, and those of ``arms`` that have results."""
+    """Markdown lines: those of ``arms`` that have results below each other, settings beside."""
     cells = {
         (setting, arm): _cell(trials)
         for setting in study.SETTINGS
@@ -136,10 +136,9 @@ def means_table(found: Found, arms: Sequence[str]) -> list[str]:
     known = [a for a in arms if any((s, a) in cells for s in settings)]
     if not known:
         return ["nothing yet"]
-    header = ["| setting | " + " | ".join(f"`{arm}`" for arm in known) + " |"]
-    header.append("|---" * (len(known) + 1) + "|")
+    header = ["| arm | " + " | ".join(settings) + " |", "|---" * (len(settings) + 1) + "|"]
     return header + [
-        f"| `{s}` | {' | '.join(cells.get((s, arm), '') for arm in known)} |" for s in settings
+        f"| {arm} | {' | '.join(cells.get((s, arm), '') for s in settings)} |" for arm in known
     ]
 
 
