@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,17 +177,19 @@ class Compared:
         return f"{self.part.margin:+.1f} | {f'{self.p:.2g}' if self.complete else ''}"
 
 
+def compare(parts: Iterable[Part], tasks: dict[str, Found]) -> list[Compared]:
+    """The parts, each on every task on which it is made."""
+    return [
+        Compared(part, task, differences(found, part))
+        for part in parts
+        for task, found in tasks.items()
+        if task in part.tasks
+    ]
+
+
 def compare_claims(tasks: dict[str, Found]) -> dict[int, list[Compared]]:
-    """The parts of every claim, on every task on which they are made."""
-    return {
-        number: [
-            Compared(part, task, differences(found, part))
-            for part in parts
-            for task, found in tasks.items()
-            if task in part.tasks
-        ]
-        for number, (_, parts) in CLAIMS.items()
-    }
+    """The parts of every claim, by its number."""
+    return {number: compare(parts, tasks) for number, (_, parts) in CLAIMS.items()}
 
 
 def verdicts(compared: dict[int, list[Compared]]) -> dict[int, str]:
@@ -218,14 +220,9 @@ def claims_table(tasks: dict[str, Found]) -> list[str]:
 
 def beside_table(tasks: dict[str, Found]) -> list[str]:
     """Markdown lines: the differences that are reported without a test."""
-    compared = (
-        Compared(part, task, differences(found, part))
-        for (better, worse), setting in itertools.product(BESIDE, study.SETTINGS)
-        for part in [Part(setting, better, worse, margin=0.0)]
-        for task, found in tasks.items()
-    )
+    parts = (Part(key, *arms, margin=0.0) for arms in BESIDE for key in study.SETTINGS)
     lines = ["| difference | task | n | mean | interval |", "|---" * 5 + "|"]
-    return lines + [f"| {one.cells} |" for one in compared if len(one.values)]
+    return lines + [f"| {one.cells} |" for one in compare(parts, tasks) if len(one.values)]
 
 
 def weights_table(found: Found) -> list[str]:

@@ -197,34 +197,32 @@ def test_the_insurance_studys_rows_are_those_of_the_records():
     rows = rows_of(section("What the weighting does"))
     (situation, numbers, cost), (_, claims, _) = rows[len(SOURCES) :]
     found = {task: recorded(task, ROOT / "results") for task in study.TASKS}
-    values = [
-        differences(found[task], Part(setting, "insured_supervised", other, margin=0.0))
+    values = {
+        (setting, other, task): differences(
+            found[task], Part(setting, "insured_supervised", other, margin=0.0)
+        )
         for setting, other in INSURED
         for task in study.TASKS
-    ]
-    reached = [mean_interval([v]) for v in values]
-    expected = [f"{fixed(one.mean, sign=True)} {bounds(one)}" for one in reached]
+    }
+    reached = {key: mean_interval([v]) for key, v in values.items()}
+    expected = [f"{fixed(one.mean, sign=True)} {bounds(one)}" for one in reached.values()]
     assert re.findall(r"[−+][\d.]+ \[[^]]*\]", numbers) == expected
-    assert "ten trials" in situation and {len(v) for v in values} == {study.TRIALS} == {10}
+    assert "ten trials" in situation and {len(v) for v in values.values()} == {study.TRIALS} == {10}
     assert f"{cost.split()[0]} (quartiles" in (ROOT / "docs" / "study-2.md").read_text()
     judged = verdicts(compare_claims(found))
     said = section("What the weighting does").split("With wrong labels", 1)[1]
     within, least, most, below = map(float, re.findall(r"\d+(?:\.\d)?", said)[:4])
     ends = [end for task in study.TASKS for end in ends_beside_right_kd(found[task])]
     assert math.ceil(10 * max(map(abs, ends))) / 10 == within
+    faults = ("permute", "random")
     lost = [
         float(np.mean(differences(found[task], Part(fault, "ce", "kd", margin=0.0))))
-        for fault in ("permute", "random")
+        for fault in faults
         for task in study.TASKS
     ]
     assert [round(min(lost)), round(max(lost))] == [least, most]
-    wrong_teacher = [
-        one
-        for (setting, _), *both in zip(INSURED, reached[::2], reached[1::2], strict=True)
-        if setting in ("permute", "random")
-        for one in both
-    ]
-    assert math.ceil(-10 * min(one.low for one in wrong_teacher)) / 10 == below
+    lowest = min(one.low for (setting, *_), one in reached.items() if setting in faults)
+    assert math.ceil(-10 * lowest) / 10 == below
     shown = re.findall(r"(\d) [^<]*: \**(held|failed)", claims)
     assert shown == [(str(number), v.split()[0]) for number, v in judged.items()]
 
