@@ -211,7 +211,8 @@ def step_beside(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("init", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("init", [False, True])
 def test_the_original_is_timed_in_turns_with_ours(step_beside, capfd, init):
     """In a process that imports the checkout's mdistiller, also where that has no __init__.py."""
     files = STAND_IN | ({"__init__.py": ""} if init else {})

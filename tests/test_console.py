@@ -60,6 +60,7 @@ def test_a_training_goes_on_when_its_output_is_full(tmp_path):
     assert result_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_when_its_terminal_is_gone(tmp_path):
     ours, theirs = pty.openpty()
     command = [*TRAIN, *SHORT, "LOG.PREFIX", str(tmp_path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import itertools
 import os
 import re
@@ -72,6 +73,19 @@ def test_links_and_named_files_exist():
     assert missing == []
 
 
+def test_every_page_is_in_the_sites_menu():
+    """And every package of the reference exists; what a build finds beside: below."""
+    menu = (ROOT / "docs/site/mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    named = re.findall(r": (\S+)\.md$", menu, re.MULTILINE)
+    packages = {name.partition("/")[2] for name in named if name.startswith("reference/")}
+    assert len(named) == len(set(named)) and len(packages) > 5
+    assert all(importlib.import_module(f"mdistiller.{name}").__doc__ for name in packages)
+    roots = {"index", *(page.stem.lower() for page in FROM_ROOT[1:])}
+    found = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in PAGES[4:]}
+    assert {name for name in named if not name.startswith("reference/")} == found | roots
+
+
+@pytest.mark.slow
 def test_the_site_is_built_without_a_network(tmp_path):
     """With mkdocs' strict: a link, an anchor or an object that is missing is an error."""
     for package in ("mkdocs", "material", "mkdocstrings"):

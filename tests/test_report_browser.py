@@ -66,6 +66,7 @@ def in_browser(page: str, folder: Path) -> dict:
     return json.loads(html.unescape(told))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_the_page_works_in_a_browser(tmp_path):
     rows = rows_of("KD", "RKD", "PKT")

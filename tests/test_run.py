@@ -36,8 +36,8 @@ def digits_config(tmp_path, teacher_file, *opts):
     )
 
 
-# With a loss that is not one forward pass's alone, or a teacher that changes; the others' forms
-# with cross-batch weighting, which call the same, train in tests/test_every_method.py.
+# With a loss that is not one forward pass's alone, or a teacher that changes. The forms with
+# cross-batch weighting, which call the same, train in tests/test_every_method.py.
 ALONE = ("NONE", "KD", "CRD", "OFD")
 
 
@@ -48,7 +48,8 @@ def cases():
         if method != "NONE":
             dot = () if method in ("KD", "VID") else pytest.mark.slow
             yield pytest.param(method, "dot", (), marks=dot)
-            yield pytest.param(f"CROSSBATCH_{method}", "crossbatch", (), marks=often)
+            own = (f"CROSSBATCH_{method}", "crossbatch", ())
+            yield pytest.param(*own, marks=pytest.mark.slow)
     yield "VID", "base", ("VID.LEARN_VARIANCE", True)
     yield "CROSSBATCH_VID", "crossbatch", ("VID.LEARN_VARIANCE", True)
     yield "CRD", "crd", ("CRD.MODE", "relax")

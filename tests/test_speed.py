@@ -204,7 +204,9 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize(
     ("option", "bound", "size"),
     [
-        *(("channels last", 5e-4, 16), ("merged teacher", 1e-4, 16), ("defaults", 5e-4, 16)),
+        pytest.param("channels last", 5e-4, 16, marks=pytest.mark.slow),
+        pytest.param("merged teacher", 1e-4, 16, marks=pytest.mark.slow),
+        ("defaults", 5e-4, 16),
         pytest.param("bf16", 0.06, 4, marks=EMULATED_IS_SLOW),
     ],
 )
@@ -338,6 +340,7 @@ def test_yamls_bare_off_is_the_mode_off(tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_compiled_teacher_is_the_same_function_for_every_batch_size():
     network = unlike_new(Shared(""))
     run = FrozenTeacher(network, fold=True, bf16=False, compiled=True)

@@ -27,7 +27,7 @@ from mdistiller.engine import BaseTrainer
 from mdistiller.errors import DataError, MdistillerError, NonFiniteError, explained
 
 from .test_tools import ROOT, environment
-from .toys import CLASSES, ToyNet, batches, config
+from .toys import CLASSES, ToyNet, batches, config, mostly_slow
 
 SIDE, IMAGES = 16, 40
 
@@ -139,7 +139,10 @@ def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
 # PyTorch raises at a worker's death wherever the program is: in a callback of Python's garbage
 # collection it is not heard, only warned of.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(FAULTS, "crashed", "no more files", "killed", "a mistake in the transform"),
+)
 def test_one_line_and_the_step_saved_whatever_happens_to_a_worker(tmp_path, name, whole):
     fault, words = FAULTS[name]
     message = fails(tmp_path / "first", fault)
@@ -270,9 +273,8 @@ exit_on_error(lambda: trainer(Path(sys.argv[1]), *eval(sys.argv[2])).train())()
 """
 
 
-@pytest.mark.parametrize(
-    "arguments", ["(killed, 2)", pytest.param("(None, 1, 24)", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["(killed, 2)", "(None, 1, 24)"])
 def test_the_process_ends(tmp_path, arguments):
     """Workers outlive one SIGTERM, so whoever waits for them must end them itself."""
     done = subprocess.run(
