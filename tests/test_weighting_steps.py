@@ -74,17 +74,18 @@ def test_regression_is_non_negative_least_squares(steps, ema):
 @given(steps=trainings(), ema=st.sampled_from([0.5, 0.99]))
 def test_no_weights_on_a_grid_predict_the_reference_better(steps, ema):
     w, _ = after(steps, reading="regression", ema=ema, step="plain")
+    shares, stacked = averaging(len(steps), ema), torch.stack(steps).numpy()
+    lengths = np.sqrt(np.einsum("t,tij->i", shares, stacked**2))
     # The reading gives a direction; of its multiples the best one is compared.
     direction = np.array([w.ce.item(), w.kd.item()])
-    lengths = np.sqrt(
-        np.einsum("t,tij->i", averaging(len(steps), ema), torch.stack(steps).numpy() ** 2)
-    )
     direction = direction / (direction * lengths[:2]).max()
-    multiples = np.linspace(0, 20, 20001) * lengths[2]
-    best = residual(steps, ema, *(m * multiples for m in direction)).min()
+    along = np.einsum("w,twj->tj", direction, stacked[:, :2])
+    multiple = max(0.0, np.einsum("t,tj,tj", shares, along, stacked[:, 2]))
+    multiple /= np.einsum("t,tj,tj", shares, along, along)
+    (best,) = residual(steps, ema, *(np.array([multiple * d]) for d in direction))
     axis = np.linspace(0, 20, 201) * lengths[2]
     x, y = np.meshgrid(axis / lengths[0], axis / lengths[1])
-    assert best <= residual(steps, ema, x, y).min() + 1e-4 * lengths[2] ** 2
+    assert best <= residual(steps, ema, x, y).min() + 1e-8 * lengths[2] ** 2
 
 
 @given(rows=gradients(), repeats=st.integers(1, 4), step=st.sampled_from(["paper", *FREE_STEPS]))
