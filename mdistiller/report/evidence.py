@@ -27,9 +27,9 @@ _OPENING = (
     "better or worse where its 95 % interval excludes zero, not corrected for the number of rows. "
     "Each heading's page has all tables and the commands that trained them. "
     "[How to read them](report.md) · [what the grids are](study.md) · "
-    "[settings that were given up]({pages}/archive.md)"
+    "[runs with other settings]({pages}/archive.md)"
 )
-_GIVEN_UP = (
+_OTHERS = (
     "# Archive\n\nRuns with other settings than most of their table's. They count nowhere else. "
     "Back to [the results](../{page})."
 )
@@ -57,19 +57,19 @@ def write_evidence(records: str | Path, out: str | Path, rule: str = "last") -> 
     records, out = Path(records), Path(out)
     opening = _OPENING.format(records=records, rule=RULE_TEXT[rule], pages=PAGES)
     parts = ["# Results", opening, *_note(records, "results")]
-    archive = [_GIVEN_UP.format(page=PAGE), *_note(records, ARCHIVE)]
+    archive = [_OTHERS.format(page=PAGE), *_note(records, ARCHIVE)]
     files: dict[str, str | bytes] = {}
     seen: set[tuple[str, str]] = set()
     for results in load_all(records):
         place = results.name, results.dataset
         name, title = "-".join(place), f"{results.title}: {results.dataset}"
-        given_up = place in seen
-        if given_up:
+        others = place in seen
+        if others:
             name, title = f"{name}-{results.settings}", f"{title}, settings {results.settings}"
             archive.append(f"- [{title}]({name}.md): {len(results.done)} runs")
         seen.add(place)
         page = _page(results, title, name, records, rule)
-        if not given_up:
+        if not others:
             parts += _section(results, title, name, records, rule, set(page))
         files |= page
     files[f"{ARCHIVE}.md"] = "\n\n".join(archive) + "\n"
