@@ -153,6 +153,16 @@ def test_controls_of_another_method_say_what_they_rule_out(study):
     assert "plain RKD" in lines(of_rkd)[0][1]
 
 
+def test_pages_say_which_alpha_the_runs_had(study, grid_b):
+    """The grids set the default of their time, which no command on a page shows."""
+    name = "cross-batch weighting: CROSSBATCH.ALPHA"
+    assert f"{name} 0.5" in facts(study["grid_a-glyphs-f25995"])
+    (line,) = [fact for fact in facts(grid_b) if fact.startswith(name)]
+    assert set(re.findall(r"([\d.]+) \(\d+ runs\)", line)) == {"0.5", "0.25", "1.0", "2.0"}
+    fixed_weights = grid_b.runs["trainer"] != "crossbatch"
+    assert name not in " ".join(facts(replace(grid_b, runs=grid_b.runs[fixed_weights])))
+
+
 def test_weightings_are_compared_with_longer_training(grid_b, grid_d):
     heading, text, table = longer(grid_d, "last")
     assert heading.text == "Beside KD, 2 times the epochs" and "2 times the epochs" in text.text

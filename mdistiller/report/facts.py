@@ -21,6 +21,7 @@ def facts(results: Results) -> tuple[str, ...]:
         f"data set: {_values(done['dataset'])}",
         _teachers(results),
         f"epochs: {_values(done['epochs'].astype(int))}",
+        _alpha(done),
         _fleets(done),
         f"device: {_values(done['device'])}; threads a run: {_values(done['threads'])}",
         f"versions: {_values(done['versions'])}",
@@ -41,6 +42,13 @@ def _values(values: Iterable[Any]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
     return "; ".join(f"{v} ({n} runs)" for v, n in counts.most_common()) or "no complete run"
+
+
+def _alpha(done: pd.DataFrame) -> str:
+    """Tables can set it, and its default has changed: what the runs had is in no command."""
+    own = done[done["trainer"] == "crossbatch"]
+    found = _values(settings.get("CROSSBATCH.ALPHA") for settings in own["settings"])
+    return f"cross-batch weighting: CROSSBATCH.ALPHA {found}" if len(own) else ""
 
 
 def _fleets(done: pd.DataFrame) -> str:

@@ -102,7 +102,7 @@ def _readings() -> tuple[Row, ...]:
     average = ("CROSSBATCH.EMA", "0.95")
     ridge = ("CROSSBATCH.RIDGE", "0.05")
     return (
-        _align(SOURCE, "α 0.5 (shipped)", *_KEPT),
+        _align(SOURCE, "α 0.5 (the default then)", *_KEPT),
         _align("align_ema", "EMA 0.95", *average),
         _reading("printed", "printed", "printed"),
         _reading("printed_ema", "printed, EMA 0.95", "printed", *average),
