@@ -30,11 +30,15 @@ Trials = dict[int, float]
 
 
 class Found:
-    """The results of one task."""
+    """The results of one task with one pair of networks."""
 
-    def __init__(self, whole: Study) -> None:
-        self._whole = whole
+    def __init__(self, whole: Study, pair: str = study.PAIR) -> None:
+        self._whole, self._pair = whole, pair
         self._best_scale = self._choose_scale()
+
+    def confirmation(self) -> Found:
+        """The same task with the other pair."""
+        return Found(self._whole, "resnet")
 
     def trials(self, setting: str, arm: str) -> Trials:
         """Of an arm, of :data:`~study.BEST_FIXED`, or of "kd_best_scale"."""
@@ -67,7 +71,7 @@ class Found:
         return np.mean(found, axis=0) if found else None
 
     def _name(self, setting: str, arm: str, trial: int) -> str:
-        return study.run_of(self._whole.task, setting, arm, trial).name
+        return study.run_of(self._whole.task, setting, arm, trial, pair=self._pair).name
 
     def _best_fixed(self, setting: str) -> Trials:
         """In each trial that has all seven the one that is best on the held-out images."""
@@ -251,7 +255,18 @@ def tables(tasks: dict[str, Found]) -> list[str]:
         if weights := weights_table(found):
             lines += ["", "Weights of cross-entropy and distillation there, A : B:", "", *weights]
     lines += ["", "## Claims", "", *claims_table(tasks)]
-    return [*lines, "", "## Beside the claims, without a test", "", *beside_table(tasks)]
+    lines += ["", "## Beside the claims, without a test", "", *beside_table(tasks)]
+    for task, found in tasks.items():
+        lines += confirmation_tables(task, found.confirmation())
+    return lines
+
+
+def confirmation_tables(task: str, found: Found) -> list[str]:
+    """Markdown lines: means and differences with the other networks; none without trials."""
+    teacher, student, _ = study.PAIRS["resnet"]
+    means = means_table(found, MAIN_ARMS)
+    head = ["", f"## {task}, {teacher} to {student}, without a test", ""]
+    return [*head, *means, "", *beside_table({task: found})] if means[1:] else []
 
 
 def page(tasks: dict[str, Found]) -> str:

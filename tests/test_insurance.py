@@ -98,7 +98,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, few_digits(256, 64):
         patch.setattr(study, "_COMMON", small)
         patch.setattr(study, "FIXED", (0.1, 0.5))
-        patch.setattr(study, "PAIRS", {"convnet": ("convnet12", "convnet12", 1)})
+        patch.setitem(study.PAIRS, "convnet", ("convnet12", "convnet12", 1))
         patch.setattr(study, "TASKS", ("digits",))
         patch.setattr(study, "TEACHERS", teachers)
         patch.setattr(study, "LEARNING_RATES", (0.02, 0.05))
@@ -243,6 +243,25 @@ def test_what_is_reported_without_a_test():
     assert len(lines) == 2 + 2 * 4  # in two settings against kd, ce, insured, best_fixed
     (line,) = report.weights_table(given)[2:]
     assert line == "| `noise40` | `pkt_insured` | 2.00 : 2.00 | 2.00 : 2.50 | 0.50 : 1.00 |"
+
+
+def test_the_confirmation_has_tables_of_its_own():
+    class Whole:
+        task = "glyphs"
+        top1 = {"kd": 88.0, "insured_supervised": 88.5}
+
+        def result(self, name):
+            arms = {
+                f"resnet-clean-{arm}-t{t}": v + t for arm, v in self.top1.items() for t in (0, 1)
+            }
+            return {"last_top1": arms[name]} if name in arms else None
+
+    found = report.Found(Whole())
+    assert found.trials("clean", "kd") == {}
+    text = "\n".join(report.confirmation_tables("glyphs", found.confirmation()))
+    assert "## glyphs, resnet20 to resnet8" in text and "| kd | 88.50 ± 0.71 (2) |" in text
+    assert "`clean`: `insured_supervised` - `kd` | glyphs | 2 | +0.50" in text
+    assert report.confirmation_tables("glyphs", found) == []
 
 
 def test_statistics_are_scipys():
