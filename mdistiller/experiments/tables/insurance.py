@@ -160,6 +160,22 @@ def _feature_method(key: str, method: str) -> Iterator[Arm]:
         )
 
 
+def _other(key: str, label: str, trainer: str, *opts: object) -> Arm:
+    """Another weighting of KD's two losses."""
+    return Arm(key, label, opts=("SOLVER.TRAINER", trainer, *opts))
+
+
+_TWO_BATCH = ("two_batch", "TWO_BATCH.METHOD")
+_OTHERS = (
+    _other("gradient_cosine", "gradient cosine", "gradient_cosine"),
+    _other("uncertainty", "uncertainty", "uncertainty"),
+    _other("famo", "FAMO", "scalarized", "SCALARIZED.METHOD", "FAMO"),
+    # As configs/*/two_batch_kd.yaml.
+    _other("modo", "MoDo", *_TWO_BATCH, "MoDo", "TWO_BATCH.PARAMS", "gamma=0.1, rho=0.1"),
+    _other("sdmgrad", "SDMGrad", *_TWO_BATCH, "SDMGrad", "TWO_BATCH.UPDATE", "third"),
+)
+OTHERS = tuple(arm.key for arm in _OTHERS)
+
 # Cross-entropy weights among which the arm "best_fixed" chooses.
 FIXED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
@@ -198,8 +214,7 @@ ARMS = {
         ),
         Arm("mean_weights", "KD with the insured arm's mean weights", source="insured"),
         _weighted("align_short", "align, α 0.5", "align", "CROSSBATCH.ALPHA", 0.5),
-        Arm("gradient_cosine", "gradient cosine", opts=("SOLVER.TRAINER", "gradient_cosine")),
-        Arm("uncertainty", "uncertainty", opts=("SOLVER.TRAINER", "uncertainty")),
+        *_OTHERS,
         *_feature_method("pkt", "PKT"),
         *_feature_method("at", "AT"),
         *_feature_method("rkd", "RKD"),

@@ -64,6 +64,7 @@ BESIDE = (
     *(("insured_supervised", other) for other in ("kd", "ce", "insured", study.BEST_FIXED)),
     ("supervised_period10", "insured_supervised"),
     *(("bisector", "kd"), ("align", "kd"), ("align", "align_short")),
+    *(("insured_supervised", other) for other in ("mean_weights", *study.OTHERS)),
     *(
         pair
         for method in ("pkt", "at", "rkd")
