@@ -149,13 +149,21 @@ _SUPERVISED: dict[str, Any] = {"family": "supervised", "ce_weight": 1.0}
 
 
 def _feature_method(key: str, method: str) -> Iterator[Arm]:
-    """As configured, and insured with both sets of parameters in the Gramian."""
+    """As configured; insured, with both sets of parameters in the Gramian; as shipped for KD.
+
+    All configured cross-entropy weights are 1, which STEP supervised needs.
+    """
     yield Arm(key, method, key, features=True)
-    insured = ("CROSSBATCH.READING", "regression", "CROSSBATCH.REFERENCE", "holdout", *_PLAIN)
-    for name, theta in (("insured", "student"), ("insured_shared", "shared")):
+    insured = ("CROSSBATCH.READING", "regression", "CROSSBATCH.REFERENCE", "holdout")
+    for name, family, step, theta in (
+        ("insured", "weighted", "plain", "student"),
+        ("insured_shared", "weighted", "plain", "shared"),
+        ("supervised", "supervised", "supervised", "student"),
+    ):
+        opts = (*insured, "CROSSBATCH.STEP", step, "CROSSBATCH.THETA", theta)
         yield Arm(
-            *(f"{key}_{name}", f"{method}, regression, THETA {theta}", f"crossbatch_{key}"),
-            *("weighted", "reference", (*insured, "CROSSBATCH.THETA", theta)),
+            *(f"{key}_{name}", f"{method}, regression, STEP {step}, THETA {theta}"),
+            *(f"crossbatch_{key}", family, "reference", opts),
             features=True,
         )
 

@@ -71,6 +71,7 @@ BESIDE = (
         for pair in (
             (f"{method}_insured", method),
             (f"{method}_insured_shared", f"{method}_insured"),
+            (f"{method}_supervised", method),
         )
     ),
 )
