@@ -161,11 +161,9 @@ def _feature_method(key: str, method: str) -> Iterator[Arm]:
         ("supervised", "supervised", "supervised", "student"),
     ):
         opts = (*insured, "CROSSBATCH.STEP", step, "CROSSBATCH.THETA", theta)
-        yield Arm(
-            *(f"{key}_{name}", f"{method}, regression, STEP {step}, THETA {theta}"),
-            *(f"crossbatch_{key}", family, "reference", opts),
-            features=True,
-        )
+        label = f"{method}, regression, STEP {step}, THETA {theta}"
+        file = f"crossbatch_{key}"
+        yield Arm(f"{key}_{name}", label, file, family, "reference", opts, features=True)
 
 
 def _other(key: str, label: str, trainer: str, *opts: object) -> Arm:
