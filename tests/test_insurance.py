@@ -71,6 +71,7 @@ def test_the_confirmation_has_networks_and_names_of_its_own():
     cfg = load_cfg(run.file, run.opts)
     assert (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT) == ("resnet20", "resnet8")
     assert (run.name, run.teacher) == ("resnet-clean-kd-t0", "resnet-full")
+    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES) == (6, [3, 5])
     assert run.teacher in study.TEACHERS
 
 

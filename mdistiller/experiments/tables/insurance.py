@@ -25,6 +25,9 @@ _COMMON = (
     *("SOLVER.EPOCHS", 12, "SOLVER.LR_DECAY_STAGES", [6, 9]),
 )
 
+# Half the epochs for networks that cost several times as much.
+_OF_PAIR = {"resnet": ("SOLVER.EPOCHS", 6, "SOLVER.LR_DECAY_STAGES", [3, 5])}
+
 # Weights of KD in configs/<task>/kd.yaml.
 CE_WEIGHT, KD_WEIGHT = 0.1, 0.9
 
@@ -277,7 +280,8 @@ class Run:
         """Overrides of its configuration; without its teacher's file and a source's numbers."""
         subset_seed = 1000 if isinstance(self.trial, str) else self.trial + 1
         teacher, student, _ = PAIRS[self.pair]
-        opts = ["DISTILLER.TEACHER", teacher, "DISTILLER.STUDENT", student, *_COMMON]
+        opts: list[object] = ["DISTILLER.TEACHER", teacher, "DISTILLER.STUDENT", student]
+        opts += [*_COMMON, *_OF_PAIR.get(self.pair, ())]
         opts += [*self.setting.opts, *self.arm.opts, "SOLVER.LR", self.lr]
         opts += ["EXPERIMENT.SEED", derive_seed(0, "insurance", self.trial) % 2**31]
         opts += ["DATASET.SUBSET_SEED", subset_seed, "LOG.SAVE_CHECKPOINT_FREQ", 1000]
