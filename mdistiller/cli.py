@@ -7,9 +7,9 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mdistiller.console import SteadyStream, steady_output
 from mdistiller.errors import MdistillerError, explained
@@ -74,7 +74,10 @@ class ToolParser(argparse.ArgumentParser):
     Overrides of the configuration are left to it: only it knows which of them are paths.
     """
 
+    _given: Sequence[str] = ()
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = sys.argv[1:] if args is None else list(args)
         found, rest = super().parse_known_args(args, namespace)
         for name, value in vars(found).items():
             if isinstance(value, (str, Path)):
@@ -82,6 +85,15 @@ class ToolParser(argparse.ArgumentParser):
             elif isinstance(value, list) and name not in ("opts", "set"):
                 setattr(found, name, [_expanded(v) for v in value])
         return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Of a mistyped flag argparse alone would only say that the right one is missing."""
+        flags = [arg.partition("=")[0] for arg in self._given if arg.startswith("--")]
+        known = self._option_string_actions
+        wrong = [flag for flag in flags if not any(name.startswith(flag) for name in known)]
+        if wrong and "required" in message:
+            message = f"unrecognized arguments: {' '.join(wrong)}; {message}"
+        super().error(message)
 
 
 def _expanded(value: Any) -> Any:

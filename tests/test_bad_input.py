@@ -626,6 +626,21 @@ def test_key_given_twice(tools, tmp_path):
     assert_row("configuration: a key given twice in a file", outcome)
 
 
+@pytest.mark.parametrize(
+    "main, given, wrong",
+    [
+        (train, ["--cfgg", VANILLA], "--cfgg"),
+        (evaluation.main, ["--modell=resnet8", "-c", "file"], "--modell"),
+        (evaluation.main, ["--ckp", "file"], ""),  # which argparse completes
+    ],
+)
+def test_a_mistyped_flag_is_named_though_another_is_missing(main, given, wrong, tools):
+    code, err = tools.call(main, *given)
+    (line,) = [line for line in err.splitlines() if ": error: " in line]
+    assert code == 2 and "required" in line
+    assert ("unrecognized" in line) is bool(wrong) and wrong in line
+
+
 def test_every_row_of_the_table_is_tested():
     """A row's name stands in this file, where its input is made."""
     source = Path(__file__).read_text(encoding="utf-8")
