@@ -17,21 +17,14 @@ from mdistiller.report.statistics import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = [(f"{m}_crossbatch", m) for m in ("kd", "rkd", "at", "kdsvd", "pkt")]
-# Tables, what stands above their rows, and pairs of rows: the first minus the second.
+ALPHA_1 = [pair for pair in PAIRS if pair[1] != "rkd"]
+# Tables, settings where not those of most runs, what stands above their rows, and pairs of rows:
+# the first minus the second.
 GROUPS = (
-    (
-        "grid_a",
-        "glyphs",
-        "glyphs, two pairs of networks",
-        PAIRS,
-    ),
-    (
-        "grid_a",
-        "fashion_mnist",
-        "Fashion-MNIST, one pair",
-        PAIRS,
-    ),
-    ("grid_d", "glyphs", "instead: longer training, on glyphs", [("longer", "vanilla")]),
+    ("grid_a", "glyphs", "b93768", "glyphs, α 1, one pair of networks", ALPHA_1),
+    ("grid_a", "glyphs", None, "glyphs, α 0.5, two pairs", PAIRS),
+    ("grid_a", "fashion_mnist", None, "Fashion-MNIST, α 0.5, one pair", PAIRS),
+    ("grid_d", "glyphs", None, "instead: longer training, on glyphs", [("longer", "vanilla")]),
 )
 COLOURS = {"light": ("#1c1e21", "#0072B2", "#8b939c"), "dark": ("#e8eaed", "#6cb6f0", "#7c858f")}
 
@@ -39,8 +32,8 @@ COLOURS = {"light": ("#1c1e21", "#0072B2", "#8b939c"), "dark": ("#e8eaed", "#6cb
 def rows() -> list[tuple[str, str, Interval | None]]:
     """Name, text and interval of every row from the top; a heading has no interval."""
     found: list[tuple[str, str, Interval | None]] = []
-    for table, dataset, heading, pairs in GROUPS:
-        results = load_table(table, dataset, records=ROOT / "results")
+    for table, dataset, settings, heading, pairs in GROUPS:
+        results = load_table(table, dataset, records=ROOT / "results", settings=settings)
         found.append((heading, "", None))
         asked = [(results.by_key[one], results.by_key[other]) for one, other in pairs]
         for c in compare(results, asked, "last"):
