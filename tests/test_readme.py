@@ -149,7 +149,7 @@ SOURCES = [
     [("grid_a", "glyphs", f"{method}_crossbatch", method) for method in ("at", "kdsvd", "pkt")],
     [
         ("grid_a", "glyphs", f"{method}_crossbatch", method, ALPHA_1)
-        for method in ("kd", "pkt", "at", "kdsvd")
+        for method in ("kd", "at", "kdsvd", "pkt")
     ],
     [
         ("grid_a", "fashion_mnist", "rkd_crossbatch", "rkd"),
