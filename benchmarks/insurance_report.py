@@ -38,7 +38,7 @@ class Found:
 
     def confirmation(self) -> Found:
         """The same task with the other pair."""
-        return Found(self._whole, "resnet")
+        return Found(self._whole, study.CONFIRMATION)
 
     def trials(self, setting: str, arm: str) -> Trials:
         """Of an arm, of :data:`~study.BEST_FIXED`, or of "kd_best_scale"."""
@@ -263,7 +263,7 @@ def tables(tasks: dict[str, Found]) -> list[str]:
 
 def confirmation_tables(task: str, found: Found) -> list[str]:
     """Markdown lines: means and differences with the other networks; none without trials."""
-    teacher, student, _ = study.PAIRS["resnet"]
+    teacher, student, _ = study.PAIRS[study.CONFIRMATION]
     means = means_table(found, MAIN_ARMS)
     head = ["", f"## {task}, {teacher} to {student}, without a test", ""]
     return [*head, *means, "", *beside_table({task: found})] if means[1:] else []

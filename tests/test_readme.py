@@ -175,9 +175,11 @@ def test_the_verdicts_are_those_of_the_records():
         found = [compared(t, dataset, *s)[row, other] for t, dataset, row, other, *s in sources]
         numbers = [f"{fixed(c.pooled.mean, sign=True)} {bounds(c.pooled)}" for c in found]
         assert re.findall(r"[−+][\d.]+ \[[^]]*\]", claim) == numbers
-        first = found[0].pooled
-        word = "better" if first.low > 0 else "worse" if first.high < 0 else "no difference shown"
-        assert claim.lstrip("*").startswith(word), claim
+        for c, number in zip(found, numbers, strict=True):
+            low, high = c.pooled.low, c.pooled.high
+            word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+            before = claim[: claim.index(number)]
+            assert re.findall("better|worse|no difference shown", before)[-1] == word, claim
         counts += [c.pooled.n for c in found]
         if "times" in cost:
             factors = [

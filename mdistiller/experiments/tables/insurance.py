@@ -15,8 +15,8 @@ TASKS = ("glyphs", "fashion_mnist")
 TRIALS = 10
 
 # Teacher, student and trials of the study and of its confirmation with larger networks.
-PAIRS = {"convnet": ("convnet48", "convnet12", TRIALS), "resnet": ("resnet20", "resnet8", 5)}
-PAIR = "convnet"
+PAIR, CONFIRMATION = "convnet", "resnet"
+PAIRS = {PAIR: ("convnet48", "convnet12", TRIALS), CONFIRMATION: ("resnet20", "resnet8", 5)}
 
 # What all students have in common.
 IMAGES, HELD_OUT = 10_000, 1_000
@@ -26,7 +26,7 @@ _COMMON = (
 )
 
 # Half the epochs for networks that cost several times as much.
-_OF_PAIR = {"resnet": ("SOLVER.EPOCHS", 6, "SOLVER.LR_DECAY_STAGES", [3, 5])}
+_OF_PAIR = {CONFIRMATION: ("SOLVER.EPOCHS", 6, "SOLVER.LR_DECAY_STAGES", [3, 5])}
 
 # Weights of KD in configs/<task>/kd.yaml.
 CE_WEIGHT, KD_WEIGHT = 0.1, 0.9
@@ -129,7 +129,7 @@ TEACHERS = {
     "fonts": {
         "glyphs": ("DATASET.SUBSET", 0, "SOLVER.EPOCHS", 8, "SOLVER.LR_DECAY_STAGES", [4, 6])
     },
-    "resnet-full": dict.fromkeys(TASKS, ()),
+    f"{CONFIRMATION}-full": dict.fromkeys(TASKS, ()),
 }
 
 
