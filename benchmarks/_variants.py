@@ -34,6 +34,7 @@ class RecreatedStep:
     """A vanilla step as mdistiller takes it, written anew."""
 
     def __init__(self, cfg: Any, data: Any, device: torch.device) -> None:
+        self.device = device
         self.distiller = common.networks(cfg).to(device).train()
         self.optimizer = torch.optim.SGD(
             self.distiller.get_learnable_parameters(),
@@ -44,7 +45,7 @@ class RecreatedStep:
         self.batches = _endless(data)
 
     def __call__(self) -> None:
-        image, target, index = next(self.batches)
+        image, target, index = (x.to(self.device, non_blocking=True) for x in next(self.batches))
         self.optimizer.zero_grad()
         logits, losses = self.distiller(image=image, target=target, index=index, epoch=1)
         loss = sum(loss.mean() for loss in losses.values())

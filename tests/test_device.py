@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from mdistiller.engine.caching.answers import source_of
 from mdistiller.engine.caching.file import open_or_create
-from mdistiller.engine.cfg import load_cfg
+from mdistiller.engine.cfg import CROSSBATCH_PREFIX, load_cfg
 from mdistiller.engine.run import build_trainer, run_training
 from mdistiller.engine.runtime.determinism import use_deterministic_algorithms
 from mdistiller.engine.runtime.precision import has_native_bf16
@@ -20,6 +20,7 @@ from mdistiller.errors import InterruptedRun
 from mdistiller.experiments.fleet.fleet import Fleet, Member
 
 from . import test_losses
+from .test_every_method import METHODS
 from .test_resume import stop_after
 from .toys import few_digits
 
@@ -140,17 +141,34 @@ def test_a_step_reads_nothing_from_the_device(tmp_path):
     if DEVICE == "cpu":
         del ways["bf16"]
     for name, opts in ways.items():
-        trainer = build_trainer(config(tmp_path, name.replace(", ", "-"), *few, *opts))
-        trainer.distiller.train()
-        batches = iter(trainer.batches(1))
-        trainer.step(next(batches), 1)  # what is set up once may wait
-        try:
-            if DEVICE.startswith("cuda"):
-                torch.cuda.set_sync_debug_mode("error")
-            # An epoch's order is moved at its beginning; within it nothing is waited for.
-            trainer.step(next(batches), 1)
-        finally:
-            if DEVICE.startswith("cuda"):
-                torch.cuda.set_sync_debug_mode("default")
-        shutil.rmtree(trainer.log_path, ignore_errors=True)
-        assert all(torch.isfinite(v).all() for v in student(trainer)), name
+        steps_without_waiting(config(tmp_path, name.replace(", ", "-"), *few, *opts))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_all_it_needs_on_the_device(tmp_path, name):
+    """Plain and weighted, also where only deterministic algorithms will do."""
+    small = ("DATASET.SUBSET", 8, "SOLVER.BATCH_SIZE", 4, "SIMKD.CE_WEIGHT", 1.0)
+    networks = ("DISTILLER.TEACHER", "resnet14", "DISTILLER.STUDENT", "resnet8")
+    networks += ("CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 4)
+    plain = "crd" if name == "CRD" else "base"
+    for kind, trainer in ((name, plain), (f"{CROSSBATCH_PREFIX}{name}", "crossbatch")):
+        opts = (*small, *networks, "DISTILLER.TYPE", kind, "SOLVER.TRAINER", trainer)
+        steps_without_waiting(config(tmp_path, kind, *opts))
+
+
+def steps_without_waiting(cfg) -> None:
+    """Two steps of a new run, the second of which must not wait for the device."""
+    trainer = build_trainer(cfg)
+    trainer.distiller.train()
+    batches = iter(trainer.batches(1))
+    trainer.step(next(batches), 1)  # what is set up once may wait
+    try:
+        if DEVICE.startswith("cuda"):
+            torch.cuda.set_sync_debug_mode("error")
+        # An epoch's order is moved at its beginning; within it nothing is waited for.
+        trainer.step(next(batches), 1)
+    finally:
+        if DEVICE.startswith("cuda"):
+            torch.cuda.set_sync_debug_mode("default")
+    shutil.rmtree(trainer.log_path, ignore_errors=True)
+    assert all(torch.isfinite(v).all() for v in student(trainer)), cfg.EXPERIMENT.NAME

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mdistiller.config import Setting, at_least_one, not_negative
 from mdistiller.dataset import image_size
+from mdistiller.models._common import average_pool
 from mdistiller.models.heads import head_of, last_map, without_bias
 
 from ._base import Distiller
@@ -32,7 +33,7 @@ def class_activation_maps(network: nn.Module, features: Mapping[str, Any]) -> Te
 
 def _pooled(cam: Tensor, resolution: int, normalize: bool) -> Tensor:
     """[B, C, r^2], each row divided by its norm if asked for."""
-    pooled = F.adaptive_avg_pool2d(cam, resolution).flatten(2)
+    pooled = average_pool(cam, resolution, resolution).flatten(2)
     return F.normalize(pooled, dim=2) if normalize else pooled
 
 

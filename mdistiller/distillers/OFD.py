@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdistiller.config import Config, Setting, at_least_one
 from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
 from mdistiller.models import name_of
+from mdistiller.models._common import average_pool
 
 from ._base import Distiller
 from ._common import Constants, count, loss_weights, need_feature, probe
@@ -44,7 +44,7 @@ def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
 def _resized(target: Tensor, like: Tensor) -> Tensor:
     """``target`` [B, C, H, W] with the height and width of ``like``: averaged, or repeated."""
     height, width = like.shape[2:]
-    return F.adaptive_avg_pool2d(target, (height, width))
+    return average_pool(target, height, width)
 
 
 def ofd_stage_loss(source: Tensor, target: Tensor, margin: Tensor) -> Tensor:

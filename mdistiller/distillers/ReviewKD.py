@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mdistiller.config import Config, Setting
 from mdistiller.dataset import image_size
 from mdistiller.errors import ConfigError
+from mdistiller.models._common import average_pool
 
 from ._base import Distiller
 from ._common import as_map, count, need_argument, need_feature, probe, total, warmup_factor
@@ -44,7 +45,7 @@ def _single_stage_hcl(f_s: Tensor, f_t: Tensor) -> Tensor:
             continue
         weight /= 2
         total += weight
-        pooled_s, pooled_t = (F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t))
+        pooled_s, pooled_t = (average_pool(f, size, size) for f in (f_s, f_t))
         loss = loss + weight * F.mse_loss(pooled_s, pooled_t)
     return loss / total
 

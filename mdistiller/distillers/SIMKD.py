@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mdistiller.config import Setting, at_least_one, not_negative
 from mdistiller.dataset import image_size
+from mdistiller.models._common import average_pool
 from mdistiller.models.heads import ReusedClassifier, head_of, last_map, make_projector
 
 from ._base import Distiller
@@ -28,7 +29,7 @@ def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
     """
     if map_teacher.shape[2:] != projected.shape[2:]:
         height, width = projected.shape[2:]
-        map_teacher = F.adaptive_avg_pool2d(map_teacher, (height, width))
+        map_teacher = average_pool(map_teacher, height, width)
     return F.mse_loss(projected, map_teacher)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mdistiller.config import Setting
 from mdistiller.errors import ConfigError
 from mdistiller.models import Foreign, name_of
-from mdistiller.models._common import eval_mode
+from mdistiller.models._common import average_pool, eval_mode
 from mdistiller.models.heads import last_map
 
 
@@ -143,7 +143,7 @@ def match_size(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pooled_to(f: Tensor, height: int, width: int) -> Tensor:
-    return f if f.shape[2:] == (height, width) else F.adaptive_avg_pool2d(f, (height, width))
+    return f if f.shape[2:] == (height, width) else average_pool(f, height, width)
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:

@@ -37,6 +37,18 @@ def global_pool(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
+def average_pool(x: Tensor, height: int, width: int) -> Tensor:
+    """``torch.nn.functional.adaptive_avg_pool2d``: [B, C, H, W] to [B, C, height, width].
+
+    On CUDA its backward pass has no deterministic form, unless the result is one mean. That of
+    plain pooling has, which does the same where all windows have one size.
+    """
+    rows, columns = x.shape[2:]
+    if (height, width) == (1, 1) or rows % height or columns % width:
+        return F.adaptive_avg_pool2d(x, (height, width))
+    return F.avg_pool2d(x, (rows // height, columns // width))
+
+
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channel groups of ``x`` [B, C, H, W], so that each next group sees all."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)

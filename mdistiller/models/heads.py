@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mdistiller.errors import ConfigError
 
-from ._common import global_pool
+from ._common import average_pool, global_pool
 from .foreign import Foreign, name_of
 
 
@@ -122,7 +122,7 @@ class ReusedClassifier(nn.Module):
         """The teacher's kind of map from the trunk's last one."""
         height, width = (min(a, b) for a, b in zip(last.shape[2:], self.size, strict=True))
         if last.shape[2:] != (height, width):
-            last = F.adaptive_avg_pool2d(last, (height, width))
+            last = average_pool(last, height, width)
         return self.projector(last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:

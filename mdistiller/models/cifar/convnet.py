@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdistiller.models._common import initialise
+from mdistiller.models._common import average_pool, initialise
 
 _GRID = 4
 
@@ -74,7 +74,7 @@ class ConvNet(nn.Module):
         for conv, bn in ((self.conv2, self.bn2), (self.conv3, self.bn3)):
             preact_feats.append(bn(conv(feats[-1])))
             feats.append(F.relu(preact_feats[-1]))
-        pooled = F.adaptive_avg_pool2d(feats[-1], _GRID).flatten(1)
+        pooled = average_pool(feats[-1], _GRID, _GRID).flatten(1)
         features = {"feats": feats, "preact_feats": preact_feats, "pooled_feat": pooled}
         return self.fc(pooled), features
 
