@@ -19,6 +19,7 @@ from insurance import HELD_OUT, Study
 from scipy import stats
 
 from mdistiller.cli import exit_on_error
+from mdistiller.experiments.records import Record
 from mdistiller.experiments.tables import insurance as study
 from mdistiller.experiments.tables.insurance_claims import BESIDE, CLAIMS, Part
 from mdistiller.report.statistics import holm, mean_interval
@@ -33,12 +34,12 @@ class Found:
     """The results of one task with one pair of networks."""
 
     def __init__(self, whole: Study, pair: str = study.PAIR) -> None:
-        self._whole, self._pair = whole, pair
+        self._whole, self.pair = whole, pair
         self._best_scale = self._choose_scale()
 
-    def confirmation(self) -> Found:
-        """The same task with the other pair."""
-        return Found(self._whole, study.CONFIRMATION)
+    def confirmations(self) -> list[Found]:
+        """The same task with each of the larger pairs."""
+        return [Found(self._whole, pair) for pair in study.CONFIRMATIONS]
 
     def trials(self, setting: str, arm: str) -> Trials:
         """Of an arm, of :data:`~study.BEST_FIXED`, or of "kd_best_scale"."""
@@ -56,8 +57,8 @@ class Found:
     def origins(self) -> set[str]:
         """Machine, versions and commits of the records, a line for each combination."""
         return {
-            f"{self._whole.task}: {r.machine['cpu']} ({r.machine['instructions']}), torch "
-            f"{r.machine['torch']}, {r.machine['threads']} thread, commit {r.result['commit'][:7]}"
+            f"{self._whole.task}: {_machine(r)}, torch {r.machine['torch']}, "
+            f"{r.machine['threads']} thread, commit {r.result['commit'][:7]}"
             for r in self._whole.recorded
         }
 
@@ -71,7 +72,7 @@ class Found:
         return np.mean(found, axis=0) if found else None
 
     def _name(self, setting: str, arm: str, trial: int) -> str:
-        return study.run_of(self._whole.task, setting, arm, trial, pair=self._pair).name
+        return study.run_of(self._whole.task, setting, arm, trial, pair=self.pair).name
 
     def _best_fixed(self, setting: str) -> Trials:
         """In each trial that has all seven the one that is best on the held-out images."""
@@ -88,6 +89,12 @@ class Found:
         scales = [key for key, s in study.SETTINGS.items() if key == "clean" or s.scale != 1]
         means = {key: mean(self.trials(key, "kd")) for key in scales}
         return max(scales, key=lambda key: -math.inf if math.isnan(means[key]) else means[key])
+
+
+def _machine(run: Record) -> str:
+    processor = f"{run.machine['cpu']} ({run.machine['instructions']})"
+    kind, _, name = run.result["device"].partition(": ")
+    return processor if kind == "cpu" else f"{name} beside {processor}"
 
 
 def recorded(task: str, records: Path) -> Found:
@@ -257,13 +264,14 @@ def tables(tasks: dict[str, Found]) -> list[str]:
     lines += ["", "## Claims", "", *claims_table(tasks)]
     lines += ["", "## Beside the claims, without a test", "", *beside_table(tasks)]
     for task, found in tasks.items():
-        lines += confirmation_tables(task, found.confirmation())
+        for confirmation in found.confirmations():
+            lines += confirmation_tables(task, confirmation)
     return lines
 
 
 def confirmation_tables(task: str, found: Found) -> list[str]:
-    """Markdown lines: means and differences with the other networks; none without trials."""
-    teacher, student, _ = study.PAIRS[study.CONFIRMATION]
+    """Markdown lines: means and differences with larger networks; none without trials."""
+    teacher, student, _ = study.PAIRS[found.pair]
     means = means_table(found, MAIN_ARMS)
     head = ["", f"## {task}, {teacher} to {student}, without a test", ""]
     return [*head, *means, "", *beside_table({task: found})] if means[1:] else []

@@ -66,11 +66,15 @@ def test_what_a_setting_changes():
     assert not any(run.setting.key == "fonts" for run in study.runs("fashion_mnist", RATES, *EVERY))
 
 
-def test_the_confirmation_has_networks_and_names_of_its_own():
-    (run,) = study.runs("glyphs", RATES, ("clean",), ("kd",), range(1), "resnet")
+@pytest.mark.parametrize(
+    ("pair", "networks"),
+    [("resnet", ("resnet20", "resnet8")), ("resnet56", ("resnet56", "resnet20"))],
+)
+def test_a_confirmation_has_networks_and_names_of_its_own(pair, networks):
+    (run,) = study.runs("glyphs", RATES, ("clean",), ("kd",), range(1), pair)
     cfg = load_cfg(run.file, run.opts)
-    assert (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT) == ("resnet20", "resnet8")
-    assert (run.name, run.teacher) == ("resnet-clean-kd-t0", "resnet-full")
+    assert networks == (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT)
+    assert (run.name, run.teacher) == (f"{pair}-clean-kd-t0", f"{pair}-full")
     assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.LR_DECAY_STAGES) == (6, [3, 5])
     assert run.teacher in study.TEACHERS
 
@@ -259,7 +263,7 @@ def test_the_confirmation_has_tables_of_its_own():
 
     found = report.Found(Whole())
     assert found.trials("clean", "kd") == {}
-    text = "\n".join(report.confirmation_tables("glyphs", found.confirmation()))
+    text = "\n".join(report.confirmation_tables("glyphs", found.confirmations()[0]))
     assert "## glyphs, resnet20 to resnet8" in text and "| kd | 88.50 ± 0.71 (2) |" in text
     assert "`clean`: `insured_supervised` - `kd` | glyphs | 2 | +0.50" in text
     assert report.confirmation_tables("glyphs", found) == []

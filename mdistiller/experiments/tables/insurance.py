@@ -14,9 +14,14 @@ from mdistiller.seeding import derive_seed
 TASKS = ("glyphs", "fashion_mnist")
 TRIALS = 10
 
-# Teacher, student and trials of the study and of its confirmation with larger networks.
-PAIR, CONFIRMATION = "convnet", "resnet"
-PAIRS = {PAIR: ("convnet48", "convnet12", TRIALS), CONFIRMATION: ("resnet20", "resnet8", 5)}
+# Teacher, student and trials of the study and of its confirmations with larger networks.
+PAIR = "convnet"
+PAIRS = {
+    PAIR: ("convnet48", "convnet12", TRIALS),
+    "resnet": ("resnet20", "resnet8", 5),
+    "resnet56": ("resnet56", "resnet20", 5),
+}
+CONFIRMATIONS = tuple(pair for pair in PAIRS if pair != PAIR)
 
 # What all students have in common.
 IMAGES, HELD_OUT = 10_000, 1_000
@@ -26,7 +31,7 @@ _COMMON = (
 )
 
 # Half the epochs for networks that cost several times as much.
-_OF_PAIR = {CONFIRMATION: ("SOLVER.EPOCHS", 6, "SOLVER.LR_DECAY_STAGES", [3, 5])}
+_OF_PAIR = dict.fromkeys(CONFIRMATIONS, ("SOLVER.EPOCHS", 6, "SOLVER.LR_DECAY_STAGES", [3, 5]))
 
 # Weights of KD in configs/<task>/kd.yaml.
 CE_WEIGHT, KD_WEIGHT = 0.1, 0.9
@@ -129,7 +134,7 @@ TEACHERS = {
     "fonts": {
         "glyphs": ("DATASET.SUBSET", 0, "SOLVER.EPOCHS", 8, "SOLVER.LR_DECAY_STAGES", [4, 6])
     },
-    f"{CONFIRMATION}-full": dict.fromkeys(TASKS, ()),
+    **{f"{pair}-full": dict.fromkeys(TASKS, ()) for pair in CONFIRMATIONS},
 }
 
 
