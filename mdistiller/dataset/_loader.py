@@ -205,7 +205,7 @@ class Loader(ABC):
             own, drawn, answers = order[rows], None, None
             if self._sampler is not None:
                 drawn = self._sampler.sample(own, self.seed, self.name, epoch, "contrast", number)
-                drawn = drawn.to(index.device)
+                drawn = _moved(drawn, index.device)
             if self.answers is not None and shown is not None:
                 image_of_whole, variant = (x[rows] for x in shown)
                 answers = _moved(self.answers.rows(image_of_whole, variant), index.device)
