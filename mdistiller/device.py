@@ -42,6 +42,13 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor``, of the CPU, on ``device``, without waiting for what that still has to do."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def solve_dtype(device: torch.device) -> torch.dtype:
     """float64 where ``device`` has it; float32 on mps, which does not."""
     return torch.float32 if device.type == "mps" else torch.float64

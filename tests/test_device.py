@@ -136,6 +136,7 @@ def test_a_step_reads_nothing_from_the_device(tmp_path):
         "cross-batch, cached": (*CROSS, "DISTILLER.TEACHER_CACHE", cache),
         "DOT": ("SOLVER.TRAINER", "dot"),
         "PCGrad": ("SOLVER.TRAINER", "multitask", "MULTITASK.METHOD", "PCGrad"),
+        "two views": ("DISTILLER.TYPE", "MLKD", "DATASET.STRONG_VIEW", True),
         "bf16": (*CROSS, "SOLVER.AMP", "bf16"),
     }
     if DEVICE == "cpu":

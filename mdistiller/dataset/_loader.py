@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mdistiller.device import moved
 from mdistiller.errors import ConfigError
 from mdistiller.seeding import generator
 
@@ -205,10 +206,10 @@ class Loader(ABC):
             own, drawn, answers = order[rows], None, None
             if self._sampler is not None:
                 drawn = self._sampler.sample(own, self.seed, self.name, epoch, "contrast", number)
-                drawn = _moved(drawn, index.device)
+                drawn = moved(drawn, index.device)
             if self.answers is not None and shown is not None:
                 image_of_whole, variant = (x[rows] for x in shown)
-                answers = _moved(self.answers.rows(image_of_whole, variant), index.device)
+                answers = moved(self.answers.rows(image_of_whole, variant), index.device)
             beside = [drawn, strong[0] if strong else None, answers]
             while beside and beside[-1] is None:
                 beside.pop()
@@ -240,10 +241,3 @@ class Loader(ABC):
 
         With :attr:`strong` the second view follows.
         """
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, without waiting for it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

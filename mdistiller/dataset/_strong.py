@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mdistiller.device import moved
 from mdistiller.errors import ConfigError
 
 _PER_IMAGE = 2
@@ -41,7 +42,7 @@ def _torchvisions(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _grey(x: Tensor) -> Tensor:
-    weights = torch.tensor(_LUMA, device=x.device).view(3, 1, 1)
+    weights = moved(torch.tensor(_LUMA), x.device).view(3, 1, 1)
     return (x.float() * weights).sum(dim=1, keepdim=True).round()
 
 
@@ -89,16 +90,16 @@ def _affine(x: Tensor, matrix: Tensor) -> Tensor:
     What comes from outside is black; the nearest pixel counts.
     """
     height, width = x.shape[2:]
-    size = torch.tensor([width, height], device=x.device, dtype=torch.float32)
+    size = moved(torch.tensor([width, height], dtype=torch.float32), x.device)
     # From pixels to the unit square's coordinates: rows and columns scale, the shift doubles.
     scaled = matrix.clone()
     scaled[:, :, :2] *= (size[None, :] / size[:, None])[None]
     scaled[:, :, 2] *= 2 / size
     grid = F.affine_grid(scaled, list(x.shape), align_corners=False)
-    moved = F.grid_sample(
+    warped = F.grid_sample(
         x.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
     )
-    return moved.to(torch.uint8)
+    return warped.to(torch.uint8)
 
 
 def _matrix(v: Tensor, **entries: Tensor) -> Tensor:
@@ -183,10 +184,10 @@ def augment(images: Tensor, draw: Draw) -> Tensor:
             rows = (draw.operation[:, turn] == number).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
-            v = (low + (high - low) * draw.magnitude[rows, turn]).to(images.device)
-            rows = rows.to(images.device)
+            v = moved(low + (high - low) * draw.magnitude[rows, turn], images.device)
+            rows = moved(rows, images.device)
             images[rows] = function(images[rows], v)
-    return _cover(images, draw.square.to(images.device))
+    return _cover(images, moved(draw.square, images.device))
 
 
 def _cover(images: Tensor, square: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ def _cover(images: Tensor, square: Tensor) -> Tensor:
 
     covered = inside(square[:, 2], height)[:, :, None] & inside(square[:, 1], width)[:, None, :]
     covered &= (side > 0)[:, None, None]
-    grey = torch.tensor(_GREY, dtype=torch.uint8, device=images.device).view(3, 1, 1)
+    grey = moved(torch.tensor(_GREY, dtype=torch.uint8), images.device).view(3, 1, 1)
     return torch.where(covered[:, None], grey, images)
 
 
