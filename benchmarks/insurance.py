@@ -152,7 +152,7 @@ class Study:
         plain = [r for r in runs if not r.arm.source]
         for wave in (plain, [r for r in runs if r.arm.source]):
             missing = [r for r in wave if self.result(r.name) is None]
-            for teacher in dict.fromkeys(r.teacher for r in missing):
+            for teacher in dict.fromkeys(r.teacher for r in missing if r.arm.family != "ce"):
                 self.train_teacher(teacher)
             for fleet in _fleets((r, self.config(r)) for r in missing):
                 try:

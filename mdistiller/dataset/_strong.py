@@ -65,8 +65,7 @@ def _contrast(x: Tensor, v: Tensor) -> Tensor:
 
 
 def _sharpness(x: Tensor, v: Tensor) -> Tensor:
-    kernel = torch.ones(3, 3, device=x.device)
-    kernel[1, 1] = 5
+    kernel = moved(torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]), x.device)
     smooth = x.float()
     inside = F.conv2d(smooth, (kernel / 13).expand(3, 1, 3, 3), groups=3).round()
     smooth = smooth.clone()
