@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -53,7 +54,7 @@ class Part:
     seconds: int
 
 
-TEST_SECONDS = 150
+TEST_SECONDS = 180
 _SMALL = "--pair resnet14 resnet8 --batch-size 8"
 PARTS = {
     "step": Part(
@@ -75,7 +76,7 @@ PARTS = {
         "Fleets",
         "--size 10 --repeats 3 --steps 10 --cell-repeats 1 --precisions fp32",
         f"{_SMALL} --size 2 --repeats 1 --steps 1 --cell-repeats 0 --precisions fp32",
-        130,
+        100,
     ),
     "networks": Part(
         "Networks",
@@ -106,7 +107,10 @@ def _outcome(case: ElementTree.Element) -> str:
         found = case.find(kind)
         if found is not None:
             why = (found.get("message") or "").strip().splitlines()[:1]
-            return f"{kind}: {''.join(why)}"
+            # Where it was raised, of this project's lines.
+            where = re.findall(r"^((?:mdistiller|tests)/\S+:\d+)", found.text or "", re.MULTILINE)
+            place = f" ({where[-1]})" if where and kind != "skipped" else ""
+            return f"{kind}: {''.join(why)}{place}"
     return "passed"
 
 

@@ -44,7 +44,8 @@ def in_this_process(monkeypatch):
 
 REPORT = """<testsuites><testsuite>
 <testcase name="a"/>
-<testcase name="b"><failure message="assert 1 == 2&#10; +  where">long</failure></testcase>
+<testcase name="b"><failure message="assert 1 == 2&#10; +  where">tests/t.py:3:
+mdistiller/a.py:7: AssertionError</failure></testcase>
 <testcase name="c"><skipped message="no GPU"/></testcase>
 </testsuite></testsuites>"""
 
@@ -57,7 +58,11 @@ def test_the_check_of_a_machine_runs_all_benchmarks(tmp_path, monkeypatch, in_th
     assert end.value.code == 1
     assert "error: b failed" in capsys.readouterr().err
     found = json.loads((tmp_path / "check.json").read_text())
-    assert found["tests"] == {"a": "passed", "b": "failure: assert 1 == 2", "c": "skipped: no GPU"}
+    assert found["tests"] == {
+        "a": "passed",
+        "b": "failure: assert 1 == 2 (mdistiller/a.py:7)",
+        "c": "skipped: no GPU",
+    }
     parts = {name: part["json"] for name, part in found["parts"].items()}
     assert {"machine", "methods", "solvers"} <= parts["step"].keys()
     assert {"machine", "images_per_second"} <= parts["data"].keys()
