@@ -32,7 +32,7 @@ from mdistiller.engine.teacher import evaluate
 from mdistiller.errors import InterruptedRun, MdistillerError
 from mdistiller.experiments.fleet.fleet import Fleet, Member, fleet_settings
 from mdistiller.experiments.job import Job
-from mdistiller.experiments.make_record import record_of
+from mdistiller.experiments.make_record import record_of, sha256_of
 from mdistiller.experiments.records import Record, append_runs, read_runs
 from mdistiller.experiments.tables import insurance as study
 from mdistiller.experiments.tables.insurance import Run
@@ -132,9 +132,24 @@ class Study:
     # ---- training ----------------------------------------------------------------------------
 
     def train_teacher(self, key: str) -> None:
+        """Train it unless it is below the folder, where what is on record has left no weights.
+
+        Raises:
+            MdistillerError: its weights are not those of the runs on record.
+        """
         name = f"teacher-{key}"
-        if self.result(name):
-            return
+        weights = self.folder(name) / "student_latest"
+        if not (weights.with_name("result.json").exists() and weights.exists()):
+            self._train_teacher(key, name)
+        teachers = (run.teacher for run in self.recorded if run.teacher)
+        known = {t.get("sha256") for t in teachers if t.get("file", "").startswith(f"{name}/")}
+        if known and sha256_of(weights) not in known:
+            raise MdistillerError(
+                f"{weights} is another teacher than that of the runs on record, with which its "
+                "students cannot be compared; leave --records out, for a study of its own"
+            )
+
+    def _train_teacher(self, key: str, name: str) -> None:
         data = self.data / "other_fonts" if key == "fonts" else self.data
         if key not in study.TEACHERS:
             raise MdistillerError(f"the study has no teacher {key} for this pair of networks")

@@ -15,6 +15,7 @@ from mdistiller.engine.cfg import load_cfg
 from mdistiller.engine.check import check_config
 from mdistiller.engine.rundir.records import read_metrics
 from mdistiller.errors import MdistillerError
+from mdistiller.experiments.make_record import sha256_of
 from mdistiller.experiments.tables import insurance as study
 from mdistiller.experiments.tables.insurance_claims import CLAIMS, Part
 
@@ -175,6 +176,22 @@ def test_records_stand_in_for_the_folders(trained, tmp_path):
     assert insurance.Study("digits", Path("data"), trained.out, tmp_path).record() == 0
     with pytest.raises(SystemExit):
         insurance.main(["digits", "--stage", "record"])
+
+
+def test_a_teacher_is_trained_again_where_records_have_none_and_must_be_the_same(trained, tmp_path):
+    records, file = tmp_path / "records", tmp_path / "out/digits/teacher-full/student_latest"
+    insurance.main(
+        ["digits", "--out", str(trained.out), "--records", str(records), "--stage", "record"]
+    )
+    place = ["digits", "--out", str(tmp_path / "out"), "--records", str(records)]
+    insurance.main([*place, "--stage", "teachers", "--settings", "clean"])
+    assert file.read_bytes() == (trained.folder("teacher-full") / "student_latest").read_bytes()
+    sha256_of.cache_clear()  # as in another process
+    file.write_bytes(file.read_bytes() + b"another")
+    with pytest.raises(MdistillerError, match="another teacher than that of the runs on record"):
+        insurance.main([*place, "--trials", "1", "--arms", "insured_supervised"])
+    assert not (tmp_path / "out/digits/clean-insured_supervised-t0").exists()
+    sha256_of.cache_clear()
 
 
 def test_a_claim_is_not_tested_before_all_trials_are_there(trained):

@@ -84,13 +84,14 @@ def _teacher(job: Job, settings: dict[str, Any], result: dict[str, Any]) -> dict
         "network": node.TEACHER,
         "file": settings[TEACHER_FILE] or ("/".join(registered.parts[-2:]) if registered else ""),
         "top1": result.get("teacher_top1"),
-        "sha256": _sha256(Path(path)) if path else None,
+        "sha256": sha256_of(Path(path)) if path else None,
     }
     return {key: value for key, value in known.items() if value}
 
 
 @cache
-def _sha256(path: Path) -> str | None:
+def sha256_of(path: Path) -> str | None:
+    """Hexadecimal, of a file's contents when a process first asks; None if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
