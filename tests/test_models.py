@@ -10,14 +10,17 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdistiller.errors import CheckpointError, UnknownNameError
 from mdistiller.listing import count_macs
 from mdistiller.models import cifar_model_dict, imagenet_model_dict, tiny_imagenet_model_dict
-from mdistiller.models._common import channel_shuffle
+from mdistiller.models._common import average_pool, channel_shuffle
 from mdistiller.models.cifar.convnet import ConvNet
 from mdistiller.models.cifar.resnet import ResNet as CifarResNet
 from mdistiller.models.cifar.wrn import WideResNet
@@ -494,3 +497,23 @@ def test_multiply_accumulates_are_those_of_torchs_counter():
         with torch.device("meta"):
             network = build().eval()
         assert count_macs(network, 16) == counter.get_total_flops() // 2
+
+
+@given(
+    windows=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    more=st.integers(0, 1),
+)
+def test_average_pooling_is_torchs(windows, size, more):
+    """Also where windows overlap (``more``); and windows of 1, 2, 4 and 8 round alike."""
+    shape = (2, 3, *(w * s + more for w, s in zip(windows, size, strict=True)))
+    x = torch.randn(shape)
+    ours, torchs = (x.clone().requires_grad_() for _ in range(2))
+    found, wanted = average_pool(ours, *size), F.adaptive_avg_pool2d(torchs, size)
+    torch.testing.assert_close(found, wanted)
+    slope = torch.randn_like(found)
+    found.backward(slope)
+    wanted.backward(slope)
+    torch.testing.assert_close(ours.grad, torchs.grad)
+    if {*windows} <= {1, 2, 4, 8}:
+        assert torch.equal(found, wanted) and torch.equal(ours.grad, torchs.grad)
