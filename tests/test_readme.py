@@ -237,6 +237,22 @@ def test_the_insurance_studys_rows_are_those_of_the_records():
     assert shown == [(str(number), v.split()[0]) for number, v in judged.items()]
 
 
+def test_the_confirmation_is_that_of_the_records():
+    found = recorded("glyphs", ROOT / "results").confirmations()[0]
+    values = [
+        differences(found, Part(setting, "insured_supervised", other, margin=0.0))
+        for setting, other in (("clean", "kd"), ("noise40", "kd"), ("permute", "ce"))
+    ]
+    assert {len(v) for v in values} == {5}
+    reached = [mean_interval([v]) for v in values]
+    expected = [f"{fixed(one.mean, sign=True)} {bounds(one)}" for one in reached]
+    said = section("What the weighting does").split("With resnet20 and resnet8, five trials")[1]
+    plan = (ROOT / "docs" / "study-2.md").read_text(encoding="utf-8")
+    paragraph = plan.split("**The confirmation with resnet20 and resnet8**")[1]
+    for text in (said, paragraph):
+        assert re.findall(r"[−+][\d.]+ \[[^]]*\]", text)[:3] == expected
+
+
 def test_the_page_of_the_insurance_study_is_that_of_the_records(tmp_path):
     page = tmp_path / "insurance.md"
     report_insurance(["--records", str(ROOT / "results"), "--page", str(page)])
