@@ -47,6 +47,9 @@ class Found:
             return self._best_fixed(setting)
         if arm == "kd_best_scale":
             return self.trials(self._best_scale, "kd")
+        trained_as = study.trained_as(study.SETTINGS[setting], study.ARMS[arm])
+        if study.ARMS[arm].features and trained_as.key != setting:
+            return {}  # shown once, where nothing is wrong
         found = {}
         for trial in range(study.TRIALS):
             result = self._whole.result(self._name(setting, arm, trial))
