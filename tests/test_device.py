@@ -143,7 +143,9 @@ def test_a_step_reads_nothing_from_the_device(tmp_path):
         del ways["bf16"]
     for name, opts in ways.items():
         cfg = config(tmp_path, name.replace(", ", "-"), *few, *opts)
-        take_steps(cfg, may_wait=name == "PCGrad")  # torchjd solves it on the CPU
+        start, end = take_steps(cfg, may_wait=name == "PCGrad")  # torchjd solves it on the CPU
+        assert all(torch.isfinite(v).all() for v in end), name
+        assert not equal(start, end), name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -156,12 +158,17 @@ def test_every_method_has_all_it_needs_on_the_device(tmp_path, name):
     for kind, trainer in ((name, plain), (f"{CROSSBATCH_PREFIX}{name}", "crossbatch")):
         opts = (*small, *networks, "DISTILLER.TYPE", kind, "SOLVER.TRAINER", trainer)
         # torch's eigh reads from the device whether it has converged.
-        take_steps(config(tmp_path, kind, *opts), may_wait=name == "KDSVD")
+        start, end = take_steps(config(tmp_path, kind, *opts), may_wait=name == "KDSVD")
+        assert all(torch.isfinite(v).all() for v in end), kind
+        assert not equal(start, end), kind
 
 
-def take_steps(cfg, may_wait: bool) -> None:
-    """Two steps of a new run, the second of which must not wait for the device."""
+def take_steps(cfg, may_wait: bool):
+    """The student before and after two steps of a new run, the second of which torch refuses on
+    CUDA where it waits for the device.
+    """
     trainer = build_trainer(cfg)
+    start = [value.clone() for value in student(trainer)]
     trainer.distiller.train()
     batches = iter(trainer.batches(1))
     trainer.step(next(batches), 1)  # what is set up once may wait
@@ -174,4 +181,4 @@ def take_steps(cfg, may_wait: bool) -> None:
         if DEVICE.startswith("cuda"):
             torch.cuda.set_sync_debug_mode("default")
     shutil.rmtree(trainer.log_path, ignore_errors=True)
-    assert all(torch.isfinite(v).all() for v in student(trainer)), cfg.EXPERIMENT.NAME
+    return start, student(trainer)

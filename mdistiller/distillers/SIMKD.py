@@ -27,10 +27,8 @@ def simkd_loss(projected: Tensor, map_teacher: Tensor) -> Tensor:
     Returns:
         Scalar, the mean over all entries.
     """
-    if map_teacher.shape[2:] != projected.shape[2:]:
-        height, width = projected.shape[2:]
-        map_teacher = average_pool(map_teacher, height, width)
-    return F.mse_loss(projected, map_teacher)
+    height, width = projected.shape[2:]
+    return F.mse_loss(projected, average_pool(map_teacher, height, width))
 
 
 @distiller_dict.register("SIMKD")

@@ -139,11 +139,7 @@ def count(parameters: Iterable[Tensor]) -> int:
 def match_size(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps [B, C, H, W] with the smaller height and width of the two, by average pooling."""
     height, width = (min(a, b) for a, b in zip(f_s.shape[2:], f_t.shape[2:], strict=True))
-    return _pooled_to(f_s, height, width), _pooled_to(f_t, height, width)
-
-
-def _pooled_to(f: Tensor, height: int, width: int) -> Tensor:
-    return f if f.shape[2:] == (height, width) else average_pool(f, height, width)
+    return average_pool(f_s, height, width), average_pool(f_t, height, width)
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:

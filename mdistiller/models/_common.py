@@ -41,9 +41,12 @@ def average_pool(x: Tensor, height: int, width: int) -> Tensor:
     """``torch.nn.functional.adaptive_avg_pool2d``: [B, C, H, W] to [B, C, height, width].
 
     On CUDA its backward pass has no deterministic form, unless the result is one mean. That of
-    plain pooling has, which does the same where all windows have one size.
+    plain pooling has, which does the same where all windows have one size. A map of that size
+    already is returned itself.
     """
     rows, columns = x.shape[2:]
+    if (rows, columns) == (height, width):
+        return x
     if (height, width) == (1, 1) or rows % height or columns % width:
         return F.adaptive_avg_pool2d(x, (height, width))
     return F.avg_pool2d(x, (rows // height, columns // width))

@@ -121,9 +121,7 @@ class ReusedClassifier(nn.Module):
     def project(self, last: Tensor) -> Tensor:
         """The teacher's kind of map from the trunk's last one."""
         height, width = (min(a, b) for a, b in zip(last.shape[2:], self.size, strict=True))
-        if last.shape[2:] != (height, width):
-            last = average_pool(last, height, width)
-        return self.projector(last)
+        return self.projector(average_pool(last, height, width))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Logits, and the trunk's features; ``projected`` is the map that is pooled."""
